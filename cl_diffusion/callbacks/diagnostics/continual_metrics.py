@@ -1,0 +1,215 @@
+"""What is left of each task, measured after every task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor
+from typing_extensions import override
+
+from cl_diffusion.callbacks.diagnostics.continual_table import print_table, write_csv
+from cl_diffusion.callbacks.diagnostics.sample_grid import log_grid
+from cl_diffusion.callbacks.progress import track
+from cl_diffusion.callbacks.task import TaskCallback, task_stream
+from cl_diffusion.diffusion.samplers import Sampler
+from cl_diffusion.evaluation_mode import evaluation_mode
+from cl_diffusion.keys import KeyedBatch, derive_keys
+from cl_diffusion.metrics.continual_matrix import ContinualMatrix
+from cl_diffusion.metrics.generation_quality import HIGHER_IS_BETTER, GenerationQuality
+from cl_diffusion.metrics.reference_classifier import trained_reference
+from cl_diffusion.stream import TaskStream
+
+
+class ContinualMetrics(TaskCallback):
+    """After each task, on every task seen so far: denoising loss, class agreement and Frechet distance.
+
+    The loss is over held-out samples on fixed draws of timestep and noise; class agreement and Frechet distance judge
+    images that the module draws of the task's classes, always from the same noise (``GenerationQuality``); a module
+    without ``sample``, or one that is not class-conditional, gets the loss alone. At each boundary: a table, the file
+    ``continual.csv`` (columns ``metric,after,task,value``; tasks counted from 1), a grid of samples (a row a class) in
+    ``samples/`` and to the logger, and figures to the logger. Training is bit for bit the same with and without it.
+
+    Every process computes the same figures; the first one writes them.
+
+    Args:
+        images_per_class: how many images of each class are drawn.
+        sampler: draws them; by default the module's own.
+        loss_draws: draws of timestep and noise for each held-out sample.
+        batch_size: images drawn at a time.
+        reference_steps: training steps of the reference classifier.
+        seed: of the noise of images and losses, and of the reference classifier.
+
+    Raises:
+        TypeError: in ``setup``: the data module is not a ``TaskStream``, or the module has no ``per_sample_loss``.
+    """
+
+    def __init__(
+        self,
+        images_per_class: int = 50,
+        sampler: Sampler | None = None,
+        loss_draws: int = 10,
+        batch_size: int = 250,
+        reference_steps: int = 1500,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        for name, value in {
+            "images_per_class": images_per_class,
+            "loss_draws": loss_draws,
+            "batch_size": batch_size,
+        }.items():
+            if value < 1:
+                raise ValueError(f"{name}={value!r}; expected at least 1")
+        self.images_per_class = images_per_class
+        self.sampler = sampler
+        self.loss_draws = loss_draws
+        self.batch_size = batch_size
+        self.reference_steps = reference_steps
+        self.seed = seed
+        self.matrices: dict[str, ContinualMatrix] = {}
+        self._quality: GenerationQuality | None = None
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if task_stream(trainer) is None:
+            datamodule = type(getattr(trainer, "datamodule", None)).__name__
+            raise TypeError(
+                f"ContinualMetrics evaluates task by task, but datamodule={datamodule} is not a TaskStream; use "
+                "TaskDataModule, or give yours the attributes of cl_diffusion.stream.TaskStream"
+            )
+        if not callable(getattr(pl_module, "per_sample_loss", None)):
+            raise TypeError(f"ContinualMetrics needs `per_sample_loss`, which {type(pl_module).__name__} does not have")
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._quality is not None:
+            return
+        if not callable(getattr(pl_module, "sample", None)) or getattr(pl_module, "num_classes", None) is None:
+            rank_zero_warn(
+                f"{type(pl_module).__name__} draws no images of a given class: ContinualMetrics reports the loss alone"
+            )
+            return
+        self._quality = self._prepare_quality(trainer, pl_module)
+
+    @override
+    def on_task_end(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
+        stream = _stream(trainer)
+        drawn: list[tuple[Tensor, Tensor]] = []
+        devices = [pl_module.device] if pl_module.device.type == "cuda" else []
+        with evaluation_mode(pl_module), torch.no_grad(), torch.random.fork_rng(devices):
+            for old in range(task + 1):
+                figures = {"denoising_loss": self._loss(trainer, pl_module, stream, old)}
+                if self._quality is not None:
+                    images, labels = self._draw_images(trainer, pl_module, stream, old)
+                    figures |= self._quality(old, images, labels)
+                    drawn.append((images, labels))
+                for name, value in figures.items():
+                    matrix = self.matrices.setdefault(name, ContinualMatrix(name, HIGHER_IS_BETTER[name]))
+                    matrix.record(task + 1, old + 1, value)
+        if trainer.is_global_zero:
+            self._publish(trainer, task, stream.num_tasks, drawn)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        rows = [(name, *entry, value) for name, m in self.matrices.items() for entry, value in m.entries.items()]
+        return {**super().state_dict(), "rows": rows}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self.matrices = {}
+        for name, after, task, value in state_dict["rows"]:
+            self.matrices.setdefault(name, ContinualMatrix(name, HIGHER_IS_BETTER[name])).record(after, task, value)
+
+    def _prepare_quality(self, trainer: Trainer, pl_module: LightningModule) -> GenerationQuality:
+        stream = _stream(trainer)
+        tasks = range(stream.num_tasks)
+        held_out = [_images_and_labels(stream.evaluation_dataloader(task), pl_module.device) for task in tasks]
+        reference = trained_reference(
+            _joined([_images_and_labels(stream.reference_dataloader(task), pl_module.device) for task in tasks]),
+            _joined(held_out),
+            steps=self.reference_steps,
+            seed=self.seed,
+            track=lambda items, description: track(trainer, items, description),
+        )
+        origin = "from the cache" if reference.cached else "trained now"
+        rank_zero_info(f"reference classifier ({origin}): held-out accuracy {reference.held_out_accuracy:.3f}")
+        return GenerationQuality(reference, [images for images, _ in held_out])
+
+    def _loss(self, trainer: Trainer, pl_module: Any, stream: TaskStream, task: int) -> float:
+        """The mean over held-out samples and draws."""
+        total, count = 0.0, 0
+        for draw in track(trainer, range(self.loss_draws), f"loss of task {task + 1}"):
+            for batch, indices in _keyed(stream.evaluation_dataloader(task)):
+                batch = pl_module.transfer_batch_to_device(batch, pl_module.device, 0)
+                if callable(getattr(pl_module, "draw", None)):
+                    batch = pl_module.draw(batch, derive_keys(self.seed, indices, draw))
+                losses = pl_module.per_sample_loss(batch)
+                total, count = total + float(losses.sum(dtype=torch.float64)), count + len(losses)
+        return total / count
+
+    def _draw_images(self, trainer: Trainer, pl_module: Any, stream: TaskStream, task: int) -> tuple[Tensor, Tensor]:
+        """``images_per_class`` images of each class of the task, and the classes asked for."""
+        _, real_labels = _images_and_labels(stream.evaluation_dataloader(task), pl_module.device)
+        labels = real_labels.unique().repeat_interleave(self.images_per_class)
+        generator = torch.Generator().manual_seed(int(derive_keys(self.seed, torch.tensor([task]))))
+        images = [
+            pl_module.sample(
+                chunk,
+                sampler=self.sampler,
+                generator=generator,
+                progress=lambda steps: track(trainer, steps, f"samples of task {task + 1}"),
+            )
+            for chunk in labels.split(self.batch_size)
+        ]
+        return torch.cat(images), labels
+
+    def _publish(self, trainer: Trainer, task: int, num_tasks: int, drawn: list[tuple[Tensor, Tensor]]) -> None:
+        folder = Path(trainer.log_dir or trainer.default_root_dir)
+        write_csv(folder / "continual.csv", self.matrices.values())
+        if drawn:
+            log_grid(trainer, *_joined(drawn), folder / "samples" / f"after_task_{task + 1}.png")
+        figures: dict[str, float] = {}
+        for name, matrix in self.matrices.items():
+            figures |= {
+                f"continual/{name}/task_{old + 1}": matrix.entries[task + 1, old + 1] for old in range(task + 1)
+            }
+            figures |= {
+                f"continual/{name}/average": matrix.average(),
+                f"continual/{name}/forgetting": matrix.forgetting(),
+            }
+        for logger in trainer.loggers:
+            logger.log_metrics(figures, step=trainer.global_step)
+        print_table(self.matrices.values(), f"What is remembered after task {task + 1} of {num_tasks}")
+
+
+def _stream(trainer: Trainer) -> TaskStream:
+    stream = task_stream(trainer)
+    assert stream is not None  # refused in setup
+    return stream
+
+
+def _keyed(batches: Iterable[Any]) -> Iterable[KeyedBatch]:
+    position = 0
+    for item in batches:
+        if isinstance(item, KeyedBatch):
+            yield item
+            continue
+        size = len(item[0])
+        yield KeyedBatch(item, torch.arange(position, position + size))
+        position += size
+
+
+def _images_and_labels(batches: Iterable[Any], device: torch.device) -> tuple[Tensor, Tensor]:
+    return _joined([(batch[0].to(device), batch[1].to(device)) for batch, _ in _keyed(batches)])
+
+
+def _joined(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    images, labels = zip(*parts, strict=True)
+    return torch.cat(images), torch.cat(labels)

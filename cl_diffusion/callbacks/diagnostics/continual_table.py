@@ -1,0 +1,46 @@
+"""The continual matrices as a file and as a table to read."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+import rich
+from rich.table import Table
+
+from cl_diffusion.metrics.continual_matrix import ContinualMatrix
+
+
+def write_csv(path: Path, matrices: Iterable[ContinualMatrix]) -> None:
+    """All entries as ``metric,after,task,value``, tasks counted from 1; the file is replaced in one move."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [(after, m.name, task, value) for m in matrices for (after, task), value in m.entries.items()]
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with partial.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["metric", "after", "task", "value"])
+        writer.writerows((metric, after, task, repr(value)) for after, metric, task, value in sorted(rows))
+    partial.replace(path)
+
+
+def print_table(matrices: Collection[ContinualMatrix], title: str) -> None:
+    """For each task and metric: now, and in brackets when the task was learned; below, averages and forgetting."""
+    table = Table(
+        title=title, caption="now (when it was learned); forgetting counts loss of quality, so lower is better"
+    )
+    table.add_column("task")
+    for matrix in matrices:
+        table.add_column(f"{matrix.name.replace('_', ' ')} {'↑' if matrix.higher_is_better else '↓'}", justify="right")
+    after = max(matrix.last for matrix in matrices)
+    for task in range(1, after + 1):
+        table.add_row(str(task), *(_cell(matrix, task) for matrix in matrices))
+    table.add_section()
+    table.add_row("average", *(f"{matrix.average():.3g}" for matrix in matrices))
+    table.add_row("forgetting", *(f"{matrix.forgetting():.3g}" for matrix in matrices))
+    rich.get_console().print(table)
+
+
+def _cell(matrix: ContinualMatrix, task: int) -> str:
+    return f"{matrix.entries[matrix.last, task]:.3g} ({matrix.learned(task):.3g})"

@@ -1,0 +1,1 @@
+"""Penalties that hold old tasks."""

@@ -1,0 +1,126 @@
+"""The clock that says when a task starts and ends, for callbacks that care."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from typing_extensions import override
+
+from cl_diffusion.stream import TaskStream
+
+
+class TaskCallback(Callback):
+    """A callback with two more hooks: ``on_task_start`` and ``on_task_end``.
+
+    A task ends in the last ``on_train_epoch_end`` of its last epoch, before checkpoints are written, so that they hold
+    what callbacks keep of it. The clock, first of these that applies:
+
+    1. the data module is a ``TaskStream``: it says which epoch belongs to which task;
+    2. ``epochs_per_task=N``: every N epochs are a task;
+    3. every ``fit`` call is a task.
+
+    ``end_task(trainer)`` ends the running task at once, whatever the clock. A boundary that a checkpoint on the last
+    batch of an epoch would lose is made up before training goes on. Tasks are counted from 0.
+
+    Args:
+        epochs_per_task: the length of a task, in a project whose data module knows nothing of tasks.
+
+    Raises:
+        ValueError: ``epochs_per_task`` is not positive, or is given where the data module already tells tasks apart.
+    """
+
+    def __init__(self, epochs_per_task: int | None = None) -> None:
+        if epochs_per_task is not None and epochs_per_task < 1:
+            raise ValueError(f"epochs_per_task={epochs_per_task!r}; expected a positive number of epochs, or None")
+        self.epochs_per_task = epochs_per_task
+        self._running: int | None = None
+        self._ended = 0
+
+    def on_task_start(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
+        """Before the first epoch of the task."""
+
+    def on_task_end(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
+        """After the last epoch of the task, before checkpoints are written."""
+
+    def end_task(self, trainer: Trainer) -> None:
+        """End the running task now.
+
+        Raises:
+            RuntimeError: no task is running.
+        """
+        if self._running is None:
+            raise RuntimeError("end_task was called while no task is running; call it during fit")
+        self._end(trainer, trainer.lightning_module)
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self.epochs_per_task is not None and task_stream(trainer) is not None:
+            raise ValueError(
+                f"epochs_per_task={self.epochs_per_task} is given to {type(self).__name__}, but the data module "
+                f"{type(trainer.datamodule).__name__} already says which epoch belongs to which task; leave it out"  # type: ignore[attr-defined]
+            )
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._catch_up(trainer, pl_module)  # a fit resumed within an epoch has no on_train_epoch_start
+
+    @override
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._catch_up(trainer, pl_module)
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._running is not None and self._is_last_epoch(trainer):
+            self._end(trainer, pl_module)
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        every_fit_is_a_task = task_stream(trainer) is None and self.epochs_per_task is None
+        if self._running is not None and (every_fit_is_a_task or self._missed_its_end(trainer)):
+            self._end(trainer, pl_module)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"running_task": self._running, "tasks_ended": self._ended}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._running = state_dict["running_task"]
+        self._ended = state_dict["tasks_ended"]
+
+    def _is_last_epoch(self, trainer: Trainer) -> bool:
+        epoch = trainer.current_epoch
+        stream = task_stream(trainer)
+        if stream is not None:
+            return stream.task_at(epoch + 1) != stream.task_at(epoch)
+        if self.epochs_per_task is not None:
+            return (epoch + 1) % self.epochs_per_task == 0
+        return trainer.should_stop or epoch + 1 == trainer.max_epochs or trainer.global_step == trainer.max_steps
+
+    def _missed_its_end(self, trainer: Trainer) -> bool:
+        """Whether the stream is at another task: a checkpoint on an epoch's last batch skips the epoch's end."""
+        stream = task_stream(trainer)
+        return stream is not None and stream.task_at(trainer.current_epoch) != self._running
+
+    def _catch_up(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End a task whose end was missed, and start the one that is trained now."""
+        if self._running is not None and self._missed_its_end(trainer):
+            self._end(trainer, pl_module)
+        stream = task_stream(trainer)
+        task = self._ended if stream is None else stream.task_at(trainer.current_epoch)
+        if self._running is None and (stream is None or task < stream.num_tasks):
+            self._running = task
+            self.on_task_start(trainer, pl_module, task)
+
+    def _end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert self._running is not None
+        task, self._running = self._running, None
+        self._ended = max(self._ended, task + 1)
+        self.on_task_end(trainer, pl_module, task)
+
+
+def task_stream(trainer: Trainer) -> TaskStream | None:
+    """The trainer's data module where it is a ``TaskStream``, else None."""
+    datamodule = getattr(trainer, "datamodule", None)
+    return datamodule if isinstance(datamodule, TaskStream) else None

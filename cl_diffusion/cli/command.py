@@ -1,0 +1,133 @@
+"""``fit``, ``validate``, ``test`` and ``predict`` over a stream of tasks."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+from typing_extensions import override
+
+from cl_diffusion.cli.checkpoint_config import configuration_of
+from cl_diffusion.cli.metrics_log import MetricsLog
+from cl_diffusion.cli.prediction_writer import PredictionWriter
+from cl_diffusion.cli.run_folder import RunFolder, claim, run_of_checkpoint
+
+
+class ContinualCLI(LightningCLI):
+    """LightningCLI for a stream of tasks in one named run folder.
+
+    - ``max_epochs`` is the sum of the stream's epochs, ``reload_dataloaders_every_n_epochs`` is 1;
+    - ``--run`` is the folder of a ``fit``: configuration, ``metrics.csv``, ``continual.csv``, samples, checkpoints. A
+      folder that holds anything is refused unless the fit resumes from a checkpoint with the same configuration;
+    - ``validate``, ``test`` and ``predict`` need nothing but ``--ckpt_path``: the checkpoint's hyper-parameters are
+      read as the first configuration, so that what is given besides it wins.
+    """
+
+    @override
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--run",
+            type=str,
+            default="runs/default",
+            help="The folder of this run. New, or an earlier run that is resumed by --ckpt_path.",
+        )
+        parser.set_defaults({"trainer.reload_dataloaders_every_n_epochs": 1})
+
+    @override
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        given = sys.argv[1:] if args is None else args
+        if isinstance(given, list):
+            self.config = parser.parse_args(_with_checkpoint(given))
+        else:
+            super().parse_arguments(parser, given)
+
+    @override
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: ``parse_arguments`` has read the checkpoint first, so that the user's configuration wins."""
+
+    @override
+    def before_instantiate_classes(self) -> None:
+        torch.set_float32_matmul_precision("high")
+        if self.subcommand == "fit" and not self._get(self.config, "trainer").fast_dev_run:
+            rank_zero_only(claim)(self._run, self._fit_configuration(), self._checkpoint)
+
+    @override
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        trainer = self._get(self.config_init, "trainer")
+        kwargs["default_root_dir"] = str(self._run)
+        kwargs["logger"] = self._loggers(trainer["logger"])
+        if self.subcommand == "fit":
+            kwargs["max_epochs"] = self._max_epochs(trainer["max_epochs"])
+        self.save_config_kwargs = {"configuration": self._fit_configuration(), "folder": self._run}
+        built = super().instantiate_trainer(**kwargs)
+        if self.subcommand == "predict":
+            built.callbacks.append(PredictionWriter(self._run))  # type: ignore[attr-defined]
+        return built
+
+    @property
+    def _checkpoint(self) -> str | None:
+        path = self._get(self.config, "ckpt_path")
+        return None if path is None else str(path)
+
+    @property
+    def _run(self) -> Path:
+        """The named folder; for other subcommands than ``fit``, the run that the checkpoint belongs to."""
+        named = Path(self._get(self.config, "run"))
+        return (
+            named
+            if self.subcommand == "fit" or self._checkpoint is None
+            else run_of_checkpoint(self._checkpoint, named)
+        )
+
+    def _max_epochs(self, given: int | None) -> int | None:
+        """The stream's; a data module that is not a stream, or a Trainer that contradicts it, has its own say."""
+        epochs = getattr(self.datamodule, "num_epochs", None)
+        return epochs if given is None else given
+
+    def _loggers(self, given: Any) -> list[Logger] | bool:
+        """``metrics.csv`` in the run folder while fitting, then whatever was asked for; ``logger: false`` is none."""
+        if given is False:
+            return False
+        named = [] if given in (None, True) else given if isinstance(given, list) else [given]
+        return [MetricsLog(self._run), *named] if self.subcommand == "fit" else named or False
+
+    def _fit_configuration(self) -> str:
+        """The parsed configuration as YAML, without what a resumed fit changes."""
+        parser = self._parser(self.subcommand)
+        config = self.config[self.subcommand].clone()
+        for key in ("ckpt_path", "config"):
+            config.pop(key, None)
+        return str(parser.dump(config, skip_none=False, skip_validation=True))
+
+
+def _with_checkpoint(args: list[str]) -> list[str]:
+    """The arguments, with the configuration of ``--ckpt_path`` as the first one where nothing trains."""
+    if not args or args[0] not in ("validate", "test", "predict"):
+        return args
+    for position, argument in enumerate(args):
+        name, _, value = argument.partition("=")
+        if name == "--ckpt_path":
+            path = value or (args[position + 1] if position + 1 < len(args) else "")
+            return [args[0], "--config", configuration_of(path), *args[1:]]
+    return args
+
+
+def main(args: ArgsType = None) -> None:
+    """Run the command line: of this process, or the given list of arguments."""
+    ContinualCLI(
+        LightningModule,
+        LightningDataModule,
+        save_config_callback=RunFolder,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        auto_configure_optimizers=False,
+        seed_everything_default=0,
+        parser_kwargs={"parser_mode": "yaml"},
+        args=args,
+    )

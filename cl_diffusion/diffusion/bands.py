@@ -1,0 +1,90 @@
+"""Bands of the signal-to-noise ratio: groups of timesteps that mean the same on every schedule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from cl_diffusion.diffusion.schedule import NoiseSchedule
+
+
+@dataclass(frozen=True)
+class SNRBand:
+    """The timesteps whose log-snr, ``log(abar_t / (1 - abar_t))``, lies in ``[low, high)``.
+
+    Natural logarithm of the ratio of *powers*. (Wang et al., 2509.23593, write SNR for ``sqrt(abar) / (1 - abar)``.)
+
+    Args:
+        name: what tables and logs call the band.
+        low: lower end, included.
+        high: upper end, excluded.
+
+    Raises:
+        ValueError: ``low`` is not less than ``high``.
+    """
+
+    name: str
+    low: float = -math.inf
+    high: float = math.inf
+
+    def __post_init__(self) -> None:
+        if not self.low < self.high:
+            raise ValueError(f"band {self.name!r}: low={self.low} must be less than high={self.high} (log-snr).")
+
+    def contains(self, log_snr: Tensor) -> Tensor:
+        """Elementwise membership: bool, of the shape of ``log_snr``."""
+        return (log_snr >= self.low) & (log_snr < self.high)
+
+    def timesteps(self, schedule: NoiseSchedule) -> Tensor:
+        """The band's timesteps, ascending: int64 ``(K,)`` on the schedule's device, K >= 1. They are consecutive.
+
+        Raises:
+            ValueError: the schedule has no timestep in the band.
+        """
+        timesteps = self.contains(schedule.log_snr).nonzero().squeeze(1)
+        if len(timesteps) == 0:
+            lowest, highest = schedule.log_snr[-1].item(), schedule.log_snr[0].item()
+            raise ValueError(
+                f"band {self.name!r} = [{self.low}, {self.high}) holds none of the schedule's {schedule.num_steps} "
+                f"timesteps, whose log-snr runs from {lowest:.4g} to {highest:.4g}: choose one that meets that range."
+            )
+        return timesteps
+
+
+def quantile_bands(
+    schedule: NoiseSchedule,
+    quantiles: Sequence[float] = (1 / 3, 2 / 3),
+    names: Sequence[str] = ("low", "mid", "high"),
+) -> tuple[SNRBand, ...]:
+    """Cut the timesteps at quantiles of their log-snr, every timestep having the same weight.
+
+    The bands partition the timesteps, the outer two are unbounded, and each edge lies midway between two timesteps, so
+    that rounding of log-snr moves none across it.
+
+    Args:
+        schedule: whose timesteps to cut.
+        quantiles: strictly increasing, within (0, 1): the share of timesteps below each edge.
+        names: one name a band, from the lowest log-snr (most noise) to the highest; one more than quantiles.
+
+    Raises:
+        ValueError: names are repeated or of the wrong number, or a band would hold no timestep.
+    """
+    if len(names) != len(quantiles) + 1 or len(set(names)) != len(names):
+        raise ValueError(
+            f"names={tuple(names)}: expected {len(quantiles) + 1} distinct names, one more than quantiles."
+        )
+    cuts = [0, *(round(q * schedule.num_steps) for q in quantiles), schedule.num_steps]
+    if any(low >= high for low, high in pairwise(cuts)):
+        raise ValueError(
+            f"quantiles={tuple(quantiles)} cut {schedule.num_steps} timesteps at {cuts[1:-1]}: expected increasing "
+            "fractions within (0, 1) that leave at least one timestep to each band; use fewer quantiles."
+        )
+    ascending = torch.sort(schedule.log_snr).values.tolist()
+    inner = [(ascending[cut - 1] + ascending[cut]) / 2 for cut in cuts[1:-1]]
+    edges = [-math.inf, *inner, math.inf]
+    return tuple(SNRBand(name, low, high) for name, (low, high) in zip(names, pairwise(edges), strict=True))

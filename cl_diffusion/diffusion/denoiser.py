@@ -1,0 +1,109 @@
+"""A network together with the noising process that it inverts."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import torch
+from torch import Tensor, nn
+
+from cl_diffusion.diffusion.network import declared_classes, is_diffusers_model
+from cl_diffusion.diffusion.network_check import check_classes, check_output, forward_error
+from cl_diffusion.diffusion.prediction import Prediction, unknown_prediction, x0_and_noise
+from cl_diffusion.diffusion.schedule import NoiseSchedule
+from cl_diffusion.evaluation_mode import evaluation_mode
+
+
+class Denoiser(nn.Module):
+    """The denoiser ``f(x_t, t, labels)``: a network, its noise schedule and what its output means.
+
+    ``state_dict`` keys are ``network.*`` alone.
+
+    Args:
+        network: a diffusers 2-D model (``UNet2DModel``, or another with ``class_labels`` and ``return_dict`` in its
+            forward), or any module called ``network(x_t, t, labels)``, where ``labels`` may be None.
+        schedule: the noising process.
+        prediction: what the network predicts: the noise, the clean image, or ``v``.
+
+    Raises:
+        ValueError: the prediction is unknown.
+    """
+
+    def __init__(self, network: nn.Module, schedule: NoiseSchedule, prediction: Prediction = "epsilon") -> None:
+        super().__init__()
+        if prediction not in get_args(Prediction):
+            raise unknown_prediction(prediction)
+        self.network = network
+        self.schedule = schedule
+        self.prediction: Prediction = prediction
+        self._is_diffusers_model = is_diffusers_model(network)
+
+    @property
+    def num_classes(self) -> int | None:
+        """How many classes the network declares to embed; None: it takes no labels, or does not say."""
+        classes = declared_classes(self.network)
+        return None if classes is None else classes[1]
+
+    @property
+    def takes_labels(self) -> bool:
+        """Whether labels reach the network. A diffusers model without class embeddings would refuse them."""
+        has_embedding = getattr(self.network, "class_embedding", None) is not None
+        return not self._is_diffusers_model or has_embedding or self.num_classes is not None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the schedule's tables, and so the images, are expected to be."""
+        return self.schedule.signal.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating-point type of the network's parameters; torch's default for a network without any."""
+        floating = (p.dtype for p in self.network.parameters() if p.is_floating_point())
+        return next(floating, torch.get_default_dtype())
+
+    def forward(self, x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The raw prediction: ``(B, C, H, W)`` from ``x_t`` of that shape, ``t`` and ``labels`` int64 ``(B,)``.
+
+        Labels are dropped where the network takes none.
+
+        Raises:
+            ValueError: a class-conditional diffusers model is given no labels.
+        """
+        if not self._is_diffusers_model:
+            return self.network(x_t, t, labels)  # type: ignore[no-any-return]
+        if not self.takes_labels:
+            return self.network(x_t, t, return_dict=False)[0]  # type: ignore[no-any-return]
+        if labels is None:
+            raise ValueError(
+                f"labels=None, but the network embeds classes (num_classes={self.num_classes}): give one an image."
+            )
+        return self.network(x_t, t, class_labels=labels, return_dict=False)[0]  # type: ignore[no-any-return]
+
+    def x0_and_noise(self, x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The estimates of the clean image and of the noise, ``(B, C, H, W)`` each; they mix to ``x_t`` exactly."""
+        output = self(x_t, t, labels)
+        return x0_and_noise(self.prediction, output, x_t, self.schedule.scales(t, like=x_t))
+
+    def check(self, image_shape: tuple[int, int, int], num_classes: int) -> None:
+        """Find out before training whether network and data fit, by one forward of a zero image of the last class.
+
+        Training flags and random number generators are left as found.
+
+        Args:
+            image_shape: ``(C, H, W)``.
+            num_classes: number of classes over the whole stream of tasks.
+
+        Raises:
+            ValueError: the network embeds fewer classes, fails on the shape, or returns another one.
+        """
+        if self.takes_labels:
+            check_classes(self.network, num_classes)
+        image = torch.zeros(1, *image_shape, device=self.device, dtype=self.dtype)
+        t = torch.zeros(1, device=self.device, dtype=torch.int64)
+        accelerators = [self.device] if self.device.type == "cuda" else []
+        try:
+            with evaluation_mode(self), torch.no_grad(), torch.random.fork_rng(accelerators):
+                output = self(image, t, torch.full_like(t, num_classes - 1))
+        except Exception as error:
+            raise forward_error(self.network, image_shape, num_classes) from error
+        check_output(self.network, output, image_shape)

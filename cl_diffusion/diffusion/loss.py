@@ -1,0 +1,87 @@
+"""The denoising loss, one value a sample, and the random draws that it is a deterministic function of."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cl_diffusion.diffusion.bands import SNRBand
+from cl_diffusion.diffusion.denoiser import Denoiser
+from cl_diffusion.diffusion.prediction import training_target
+from cl_diffusion.diffusion.schedule import NoiseSchedule
+from cl_diffusion.keys import keyed_integers, keyed_normal
+
+
+class DrawnBatch(NamedTuple):
+    """A batch with all its random draws made: what the loss needs, and nothing random left.
+
+    ``images``: clean, ``(B, C, H, W)``, in [-1, 1]. ``labels``: int64 ``(B,)`` or None. ``timesteps``: int64 ``(B,)``.
+    ``noise``: standard normal, of the shape of ``images``.
+    """
+
+    images: Tensor
+    labels: Tensor | None
+    timesteps: Tensor
+    noise: Tensor
+
+
+class DenoisingLoss:
+    """The simple loss ``l_i = mean over elements of (f(x_t, t) - target)^2`` (Ho et al. 2020, eq. 14, divided by d).
+
+    One draw of ``t``, uniform, and ``eps ~ N(0, I)`` for each sample.
+
+    Args:
+        band: restrict ``t`` to the timesteps of this band; None is all of them.
+    """
+
+    def __init__(self, band: SNRBand | None = None) -> None:
+        self.band = band
+
+    def draw(
+        self, schedule: NoiseSchedule, images: Tensor, labels: Tensor | None = None, keys: Tensor | None = None
+    ) -> DrawnBatch:
+        """Draw a timestep and noise for each image.
+
+        Args:
+            schedule: whose timesteps to draw from.
+            images: floating point ``(B, C, H, W)``, in [-1, 1].
+            labels: int64 ``(B,)``, passed through.
+            keys: int64 ``(B,)`` from ``cl_diffusion.keys.derive_keys``. The draws of sample i are then a function of
+                ``keys[i]`` alone, the same on every device. None draws from torch's generator of the images' device.
+
+        Raises:
+            ValueError: images are not floating point, keys are not one an image, or the band is empty.
+        """
+        if not images.is_floating_point():
+            raise ValueError(f"images have dtype {images.dtype}: expected floating point, scaled to [-1, 1].")
+        if keys is not None and keys.shape != images.shape[:1]:
+            raise ValueError(f"keys have shape {tuple(keys.shape)}: expected ({len(images)},), one key an image.")
+        allowed = torch.arange(schedule.num_steps) if self.band is None else self.band.timesteps(schedule)
+        if keys is None:
+            choice = torch.randint(len(allowed), images.shape[:1], device=images.device)
+            noise = torch.randn_like(images)
+        else:
+            choice = keyed_integers(keys, len(allowed)).to(images.device)
+            noise = keyed_normal(keys, tuple(images.shape[1:])).to(images)
+        return DrawnBatch(images, labels, allowed.to(images.device)[choice], noise)
+
+    def __call__(self, denoiser: Denoiser, drawn: DrawnBatch) -> Tensor:
+        """The loss of each sample, ``(B,)``: mean over the elements of its prediction, not averaged over samples."""
+        images, labels, t, noise = drawn
+        scales = denoiser.schedule.scales(t, like=images)
+        prediction = denoiser(denoiser.schedule.add_noise(images, noise, t), t, labels)
+        target = training_target(denoiser.prediction, images, noise, scales)
+        squared_error: Tensor = (prediction - target).square()
+        return squared_error.flatten(1).mean(1)
+
+    def describe(self, schedule: NoiseSchedule) -> dict[str, str]:
+        """What an estimate made with this loss is an estimate of: equal for equal laws, so fit to be compared."""
+        last = schedule.num_steps - 1
+        low, high = (0, last) if self.band is None else self.band.timesteps(schedule)[[0, -1]].tolist()
+        return {
+            "noise_schedule": schedule.extra_repr(),
+            "timestep_law": f"uniform over t = {low}..{high} of 0..{last}",
+            "loss_reduction": "mean over elements",
+        }

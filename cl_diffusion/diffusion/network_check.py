@@ -1,0 +1,61 @@
+"""What is wrong when a network does not fit the images or classes it is given, and what to do."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from cl_diffusion.diffusion.network import declared, declared_classes, declared_halvings
+
+
+def check_classes(network: nn.Module, num_classes: int) -> None:
+    """Raise ValueError where there are no classes, or more than the network declares to embed."""
+    if num_classes < 1:
+        raise ValueError(f"num_classes={num_classes}: expected at least 1, the number of classes over all tasks.")
+    classes = declared_classes(network)
+    if classes is not None and num_classes > classes[1]:
+        name, embedded = classes
+        raise ValueError(
+            f"num_classes={num_classes}, but the network embeds only {embedded}: "
+            f"build {type(network).__name__} with {name}={num_classes} or more."
+        )
+
+
+def forward_error(network: nn.Module, image_shape: tuple[int, int, int], num_classes: int) -> ValueError:
+    """The error for a forward that failed on images of this shape: the likeliest cause that the config shows."""
+    name, (channels, height, width) = type(network).__name__, image_shape
+    expected_channels = declared(network, "in_channels")
+    if expected_channels is not None and channels != expected_channels:
+        return ValueError(
+            f"image_shape={image_shape} has {channels} channels, but {name} takes {expected_channels}: "
+            f"build it with in_channels={channels}, or convert the images."
+        )
+    halvings = declared_halvings(network)
+    if halvings is not None and (height % 2**halvings or width % 2**halvings):
+        return ValueError(
+            f"image_shape={image_shape}: {name} halves its input {halvings} times (block_out_channels has "
+            f"{halvings + 1} entries), so height and width must be multiples of {2**halvings}. Resize or pad to "
+            f"{_nearest_multiples(height, width, 2**halvings)}, or use fewer block_out_channels."
+        )
+    return ValueError(
+        f"image_shape={image_shape}, num_classes={num_classes}: {name} failed on a batch with one zero image of this "
+        f"shape, timestep 0 and label {num_classes - 1}; the error above says how. Give images or a network that fit "
+        "each other; a network other than a diffusers model is called as network(x_t, t, labels)."
+    )
+
+
+def check_output(network: nn.Module, output: object, image_shape: tuple[int, int, int]) -> None:
+    """Raise ValueError where the output is not one image of the input's shape."""
+    found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    if found != (1, *image_shape):
+        raise ValueError(
+            f"image_shape={image_shape}: {type(network).__name__} returned {found} for a batch of one, expected a "
+            f"tensor of shape {(1, *image_shape)}: a prediction has the shape of its image "
+            f"(diffusers models: out_channels={image_shape[0]})."
+        )
+
+
+def _nearest_multiples(height: int, width: int, multiple: int) -> str:
+    """The sizes just below and just above, as text: ``'24x24 or 32x32'``."""
+    below = (height // multiple * multiple, width // multiple * multiple)
+    above = (-(-height // multiple) * multiple, -(-width // multiple) * multiple)
+    return " or ".join(f"{h}x{w}" for h, w in (below, above) if h and w)

@@ -1,0 +1,47 @@
+"""The Gaussian that leads from a noisy image to a less noisy one, given the clean image."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from torch import Tensor
+
+from cl_diffusion.diffusion.schedule import NoiseSchedule
+
+
+class Posterior(NamedTuple):
+    """Coefficients of ``q(x_s | x_t, x0) = N(c0 x0 + c1 x_t, beta_tilde I)``.
+
+    With ``alpha = abar_t / abar_s``: ``beta = 1 - alpha``, the noise variance that the step from s to t adds;
+    ``c0 = sqrt(abar_s) beta / (1 - abar_t)``; ``c1 = sqrt(alpha) (1 - abar_s) / (1 - abar_t)``;
+    ``beta_tilde = beta (1 - abar_s) / (1 - abar_t)``. Ho et al. 2020, eq. 6-7, for any pair s < t.
+    """
+
+    c0: float
+    c1: float
+    beta: float
+    beta_tilde: float
+
+    def mean(self, x0: Tensor, x_t: Tensor) -> Tensor:
+        """``c0 x0 + c1 x_t``."""
+        return self.c0 * x0 + self.c1 * x_t
+
+
+def posterior(schedule: NoiseSchedule, s: int, t: int) -> Posterior:
+    """The coefficients of the step from ``t`` down to ``s``, to float64 accuracy; ``s = -1`` is the clean image.
+
+    Raises:
+        ValueError: not ``-1 <= s < t < T``.
+    """
+    if not s < t:
+        raise ValueError(f"s={s}, t={t}: a reverse step goes to less noise, so s must be less than t.")
+    abar_s, abar_t = schedule.alpha_bar_at(s), schedule.alpha_bar_at(t)
+    alpha = abar_t / abar_s
+    beta = 1 - alpha
+    return Posterior(
+        c0=math.sqrt(abar_s) * beta / (1 - abar_t),
+        c1=math.sqrt(alpha) * (1 - abar_s) / (1 - abar_t),
+        beta=beta,
+        beta_tilde=beta * (1 - abar_s) / (1 - abar_t),
+    )

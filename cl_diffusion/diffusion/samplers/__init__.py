@@ -1,0 +1,9 @@
+"""Samplers: from noise to images, one step rule a file."""
+
+from __future__ import annotations
+
+from cl_diffusion.diffusion.samplers.ancestral import AncestralSampler
+from cl_diffusion.diffusion.samplers.ddim import DDIMSampler
+from cl_diffusion.diffusion.samplers.sampler import Sampler
+
+__all__ = ["AncestralSampler", "DDIMSampler", "Sampler"]

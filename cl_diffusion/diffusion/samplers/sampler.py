@@ -1,0 +1,123 @@
+"""The interface of samplers, and the loop that they share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from typing import NamedTuple, final
+
+import torch
+from torch import Tensor
+
+from cl_diffusion.diffusion.denoiser import Denoiser
+from cl_diffusion.diffusion.samplers.trajectory import trajectory
+from cl_diffusion.evaluation_mode import evaluation_mode
+
+
+class Step(NamedTuple):
+    """One reverse step: from timestep ``t`` down to ``s``, where ``s = -1`` is the clean image."""
+
+    s: int
+    t: int
+
+
+class Sampler(ABC):
+    """Turns noise into images by a Markov chain of reverse steps.
+
+    A subclass gives the one step; the loop is the same for all. Noise of the chain comes from one generator, so that
+    images depend on it (and on the weights) alone.
+
+    Attributes:
+        steps: number of steps, at most the timesteps of the schedule; None: all of them.
+        clip: clamp the estimate of the clean image to [-1, 1] in each step, and so the images.
+    """
+
+    steps: int | None
+    clip: bool
+
+    @abstractmethod
+    def step(
+        self, denoiser: Denoiser, x_t: Tensor, labels: Tensor | None, step: Step, normal: Callable[[], Tensor]
+    ) -> Tensor:
+        """``x_s`` from ``x_t``, both ``(N, C, H, W)``; ``normal()`` is fresh N(0, I) of that shape.
+
+        Gradients are off, but may be switched on inside.
+        """
+
+    @final
+    def sample(
+        self,
+        denoiser: Denoiser,
+        shape: tuple[int, int, int],
+        labels: Tensor | None = None,
+        *,
+        num_images: int | None = None,
+        generator: torch.Generator | None = None,
+        progress: Callable[[Iterable[Step]], Iterable[Step]] | None = None,
+    ) -> Tensor:
+        """Draw one image a label, or ``num_images`` images.
+
+        Args:
+            denoiser: in eval mode while sampling; its training flags come back afterwards.
+            shape: ``(C, H, W)`` of one image.
+            labels: int64 ``(N,)``.
+            num_images: N, where there are no labels.
+            generator: source of all noise, on any device; None is torch's own generator of the denoiser's device.
+            progress: wraps the list of steps, as ``tqdm`` does.
+
+        Returns:
+            ``(N, C, H, W)`` on the denoiser's device, float32 or wider; within [-1, 1] where ``clip``.
+
+        Raises:
+            ValueError: number of images or steps out of range, a label the network does not embed, or a value that is
+                not finite.
+        """
+        labels, count = _labels_and_count(denoiser, labels, num_images)
+        total = denoiser.schedule.num_steps
+        visited = trajectory(total, total if self.steps is None else self.steps)
+        steps = [Step(s, t) for t, s in zip(visited, [*visited[1:], -1], strict=True)]
+        normal = _normal(denoiser, (count, *shape), generator)
+        with evaluation_mode(denoiser), torch.no_grad():
+            x = normal()
+            for step in steps if progress is None else progress(steps):
+                x = self.step(denoiser, x, labels, step, normal)
+                if not x.isfinite().all():
+                    raise ValueError(
+                        f"the step from t={step.t} to {step.s} gave values that are not finite: check the weights, and "
+                        f"that prediction={denoiser.prediction!r} is what the network was trained for."
+                    )
+        return x.clamp(-1, 1) if self.clip else x
+
+    @final
+    def x0_and_noise(self, denoiser: Denoiser, x_t: Tensor, t: int, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The denoiser's estimates at one timestep; where ``clip``, x0 clamped and the noise solved again to fit it."""
+        timesteps = torch.full((len(x_t),), t, device=x_t.device)
+        x0, noise = denoiser.x0_and_noise(x_t.to(denoiser.dtype), timesteps, labels)
+        x0, noise = x0.to(x_t), noise.to(x_t)
+        if not self.clip:
+            return x0, noise
+        x0, scales = x0.clamp(-1, 1), denoiser.schedule.scales(timesteps, like=x_t)
+        return x0, (x_t - scales.signal * x0) / scales.noise
+
+
+def _labels_and_count(denoiser: Denoiser, labels: Tensor | None, num_images: int | None) -> tuple[Tensor | None, int]:
+    if labels is None:
+        if num_images is None or num_images < 1:
+            raise ValueError(f"labels=None, num_images={num_images}: give labels, or the number of images, at least 1.")
+        return None, num_images
+    if labels.ndim != 1 or len(labels) == 0 or num_images not in (None, len(labels)):
+        raise ValueError(
+            f"labels of shape {tuple(labels.shape)}, num_images={num_images}: expected labels of shape (N,) with "
+            "N >= 1, and num_images left out."
+        )
+    low, high, classes = int(labels.min()), int(labels.max()), denoiser.num_classes
+    if low < 0 or (classes is not None and high >= classes):
+        raise ValueError(f"labels run from {low} to {high}, but the network embeds num_classes={classes}, from 0.")
+    return labels.to(denoiser.device), len(labels)
+
+
+def _normal(denoiser: Denoiser, shape: tuple[int, ...], generator: torch.Generator | None) -> Callable[[], Tensor]:
+    """A source of N(0, I), drawn where the generator lives; the chain runs in float32 or wider."""
+    dtype = torch.promote_types(denoiser.dtype, torch.float32)
+    source = denoiser.device if generator is None else generator.device
+    return lambda: torch.randn(shape, generator=generator, device=source, dtype=dtype).to(denoiser.device)

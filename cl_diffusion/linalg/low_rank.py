@@ -1,0 +1,130 @@
+"""A matrix of low rank on parameters, in its eigenbasis."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from cl_diffusion.linalg import parameters
+from cl_diffusion.linalg.operator import Operator, check_factor, check_step
+from cl_diffusion.linalg.parameters import Parameters
+from cl_diffusion.linalg.provenance import Provenance
+
+
+class LowRank(Operator):
+    """``F = sum_j s_j v_j v_j^T``, kept as ``U diag(s) U^T`` with orthonormal columns; rank one is one column.
+
+    Args:
+        vectors: the ``v_j`` stacked on a leading axis: shapes ``(k, *parameter shape)``. They need be neither
+            orthogonal nor of unit length: the operator is brought to its eigenbasis, where the resolvent is closed
+            (stacked columns of several tasks are not orthonormal, and treating them so is 30% wrong).
+        values: the ``s_j``, shape ``(k,)``, finite and >= 0.
+        provenance: what the operator is an estimate of.
+
+    Raises:
+        ValueError: a value is negative or not finite, or the leading axes are not all ``k``.
+    """
+
+    kind: ClassVar[str] = "low_rank"
+
+    def __init__(self, vectors: Mapping[str, Tensor], values: Tensor, provenance: Provenance | None = None) -> None:
+        if values.ndim != 1 or not bool(((values >= 0) & values.isfinite()).all()):
+            raise ValueError(f"values={values!r}; expected shape (k,), finite and >= 0")
+        for name, columns in vectors.items():
+            if columns.shape[:1] != values.shape:
+                raise ValueError(
+                    f"vectors[{name!r}] has shape {tuple(columns.shape)}; expected a leading axis of k={len(values)}"
+                )
+        self.vectors, self.values = _eigenbasis(dict(vectors), values.double())
+        self.provenance = provenance or Provenance()
+
+    @property
+    @override
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.vectors)
+
+    @property
+    def rank(self) -> int:
+        """The number of columns ``k``."""
+        return len(self.values)
+
+    @override
+    def __matmul__(self, vector: Mapping[str, Tensor]) -> Parameters:
+        return self._expand(self.values * self._coordinates(vector))
+
+    @override
+    def quadratic(self, vector: Mapping[str, Tensor]) -> Tensor:
+        return (self.values * self._coordinates(vector).square()).sum()
+
+    @override
+    def resolvent(self, vector: Mapping[str, Tensor], step: float) -> Parameters:
+        check_step(step)
+        shrinkage = step * self.values / (1.0 + step * self.values)
+        removed = self._expand(shrinkage * self._coordinates(vector))
+        return parameters.subtract(parameters.select(vector, self.vectors), removed)
+
+    @override
+    def diagonal(self) -> Parameters:
+        return {
+            name: torch.tensordot(self.values.to(columns.dtype), columns.square(), dims=1)
+            for name, columns in self.vectors.items()
+        }
+
+    @override
+    def trace(self) -> Tensor:
+        return self.values.sum()
+
+    @override
+    def scaled(self, factor: float) -> LowRank:
+        check_factor(factor)
+        return LowRank(self.vectors, factor * self.values, self.provenance)
+
+    @override
+    def tensors(self) -> dict[str, Any]:
+        return {"vectors": self.vectors, "values": self.values}
+
+    def _coordinates(self, vector: Mapping[str, Tensor]) -> Tensor:
+        """``U^T v``: float64 ``(k,)``."""
+        selected = parameters.select(vector, self.vectors)
+        parts = [columns.flatten(1) @ selected[name].reshape(-1) for name, columns in self.vectors.items()]
+        return torch.stack(parts).sum(0, dtype=torch.float64)
+
+    def _expand(self, coordinates: Tensor) -> Parameters:
+        """``U c``."""
+        return {
+            name: torch.tensordot(coordinates.to(columns.dtype), columns, dims=1)
+            for name, columns in self.vectors.items()
+        }
+
+
+def _eigenbasis(vectors: Parameters, values: Tensor) -> tuple[Parameters, Tensor]:
+    """Orthonormal columns ``U`` and eigenvalues of ``V diag(s) V^T``, from the k x k Gram matrix ``V^T V = W D W^T``.
+
+    ``V = Q R`` with ``Q = V W D^{-1/2}`` and ``R = D^{1/2} W^T``; the eigenvectors of ``R diag(s) R^T`` rotate ``Q``.
+    Columns that are already orthonormal are kept bit for bit, so that loading changes nothing.
+    """
+    flat = [columns.flatten(1).double() for columns in vectors.values()]
+    gram = torch.stack([columns @ columns.T for columns in flat]).sum(0)
+    dtype = next(iter(vectors.values())).dtype
+    if bool(((gram - torch.eye(len(values), dtype=gram.dtype, device=gram.device)).abs() < _tolerance(dtype)).all()):
+        return vectors, values
+    lengths, directions = torch.linalg.eigh(gram)
+    kept = lengths > lengths.amax() * len(values) * torch.finfo(torch.float64).eps
+    lengths, directions = lengths[kept], directions[:, kept]
+    triangular = lengths.sqrt()[:, None] * directions.T
+    eigenvalues, rotation = torch.linalg.eigh(triangular * values @ triangular.T)
+    mixing = (directions / lengths.sqrt()) @ rotation
+    order = eigenvalues.argsort(descending=True)
+    mixing = mixing[:, order].T
+    return (
+        {name: torch.tensordot(mixing, columns.double(), dims=1).to(dtype) for name, columns in vectors.items()},
+        eigenvalues[order].clamp(min=0.0),
+    )
+
+
+def _tolerance(dtype: torch.dtype) -> float:
+    return 32 * torch.finfo(dtype).eps

@@ -1,0 +1,101 @@
+"""Vectors of parameters: ``dict[str, Tensor]`` keyed by parameter names, with fused arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+Parameters = dict[str, Tensor]
+
+
+def inner(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Tensor:
+    """The inner product ``sum_i a_i b_i`` over all entries: a float64 scalar on the vectors' device."""
+    left, right = _aligned(a, b)
+    products = [torch.dot(x.reshape(-1), y.reshape(-1)) for x, y in zip(left, right, strict=True)]
+    return torch.stack(products).sum(dtype=torch.float64)
+
+
+def norm(a: Mapping[str, Tensor]) -> Tensor:
+    """The Euclidean norm over all entries: a float64 scalar on the vector's device."""
+    return torch.stack(torch._foreach_norm(list(a.values()))).double().square().sum().sqrt()
+
+
+def subtract(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Parameters:
+    """``a - b``, a new vector."""
+    left, right = _aligned(a, b)
+    return dict(zip(a, torch._foreach_sub(left, right), strict=True))
+
+
+def multiply(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Parameters:
+    """``a * b`` entry by entry, a new vector."""
+    left, right = _aligned(a, b)
+    return dict(zip(a, torch._foreach_mul(left, right), strict=True))
+
+
+def scale(a: Mapping[str, Tensor], factor: float) -> Parameters:
+    """``factor * a``, a new vector."""
+    return dict(zip(a, torch._foreach_mul(list(a.values()), factor), strict=True))
+
+
+def axpy(factor: float, x: Mapping[str, Tensor], y: Mapping[str, Tensor]) -> Parameters:
+    """``factor * x + y``, a new vector."""
+    left, right = _aligned(y, x)
+    return dict(zip(y, torch._foreach_add(left, right, alpha=factor), strict=True))
+
+
+def add_(y: Mapping[str, Tensor], x: Mapping[str, Tensor], factor: float = 1.0) -> None:
+    """``y += factor * x`` in place."""
+    left, right = _aligned(y, x)
+    torch._foreach_add_(left, right, alpha=factor)
+
+
+def clone(a: Mapping[str, Tensor]) -> Parameters:
+    """A detached copy."""
+    return {name: tensor.detach().clone() for name, tensor in a.items()}
+
+
+def select(a: Mapping[str, Tensor], names: Iterable[str]) -> Parameters:
+    """The named entries of ``a``, in the order of ``names``.
+
+    Raises:
+        ValueError: a name is missing; the message lists what is.
+    """
+    names = tuple(names)
+    if missing := [name for name in names if name not in a]:
+        shown = ", ".join(repr(name) for name in missing[:3]) + (", ..." if len(missing) > 3 else "")
+        raise ValueError(f"the vector lacks {len(missing)} of the operator's {len(names)} parameters: {shown}")
+    return {name: a[name] for name in names}
+
+
+def flatten(a: Mapping[str, Tensor]) -> Tensor:
+    """All entries in one vector ``(P,)``, parameter after parameter in the order of the names."""
+    return torch.cat([tensor.reshape(-1) for tensor in a.values()])
+
+
+def unflatten(vector: Tensor, like: Mapping[str, Tensor]) -> Parameters:
+    """The inverse of ``flatten``: views of ``vector`` with the names and shapes of ``like``.
+
+    Raises:
+        ValueError: the numbers of entries differ.
+    """
+    sizes = [tensor.numel() for tensor in like.values()]
+    if vector.shape != (sum(sizes),):
+        raise ValueError(f"vector has shape {tuple(vector.shape)}; expected ({sum(sizes)},), the entries of `like`")
+    parts = torch.split(vector, sizes)
+    return {name: part.view(tensor.shape) for (name, tensor), part in zip(like.items(), parts, strict=True)}
+
+
+def trainable_parameters(module: torch.nn.Module) -> Parameters:
+    """The module's parameters that require a gradient, by name; tied parameters once, under their first name."""
+    return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+
+
+def _aligned(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    if a.keys() != b.keys():
+        odd = sorted(a.keys() ^ b.keys())
+        raise ValueError(
+            f"vectors hold different parameters; {len(odd)} are in only one of them, the first is {odd[0]!r}"
+        )
+    return list(a.values()), [b[name] for name in a]

@@ -1,0 +1,49 @@
+"""How well generated images of a task's classes resemble that task's real ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from cl_diffusion.metrics.frechet import FrechetDistance, inception_distance
+from cl_diffusion.metrics.reference_classifier import TrainedReference, accuracy
+
+HIGHER_IS_BETTER = {
+    "denoising_loss": False,
+    "class_agreement": True,
+    "frechet_distance": False,
+    "inception_distance": False,
+}
+
+
+class GenerationQuality:
+    """Class agreement and Frechet distances of generated images, task by task.
+
+    - ``class_agreement``: the share, in [0, 1], of images asked for as class ``c`` that the reference classifier takes
+      for ``c``;
+    - ``frechet_distance``: to the task's held-out images, in the reference classifier's features;
+    - ``inception_distance``: likewise in Inception features (FID), where that network is on this machine.
+
+    Args:
+        reference: the trained reference classifier.
+        held_out: each task's held-out images ``(N, C, H, W)``, in [-1, 1].
+    """
+
+    def __init__(self, reference: TrainedReference, held_out: Sequence[Tensor]) -> None:
+        self.reference = reference
+        features = reference.classifier.features, reference.classifier.num_features
+        self._distances = {"frechet_distance": [FrechetDistance(*features) for _ in held_out]}
+        inception = [inception_distance() for _ in held_out]
+        if all(inception):
+            self._distances["inception_distance"] = [distance for distance in inception if distance is not None]
+        for distances in self._distances.values():
+            for distance, images in zip(distances, held_out, strict=True):
+                distance.add_real(images)
+
+    @torch.no_grad()
+    def __call__(self, task: int, images: Tensor, labels: Tensor) -> dict[str, float]:
+        """Each quality of these images of a task's classes; ``labels`` are what was asked for."""
+        figures = {name: distances[task](images) for name, distances in self._distances.items()}
+        return {"class_agreement": accuracy(self.reference.classifier, images, labels), **figures}

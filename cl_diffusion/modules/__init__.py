@@ -1,0 +1,5 @@
+"""LightningModules."""
+
+from cl_diffusion.modules.ddpm import DDPM
+
+__all__ = ["DDPM"]

@@ -1,0 +1,201 @@
+"""The denoising diffusion model as a LightningModule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+from typing_extensions import override
+
+from cl_diffusion.diffusion import Denoiser, DenoisingLoss, DrawnBatch, NoiseSchedule, Prediction
+from cl_diffusion.diffusion.samplers import DDIMSampler, Sampler
+from cl_diffusion.keys import KeyedBatch, derive_keys
+
+_VALIDATION_SEED = 0
+
+
+class DDPM(LightningModule):
+    """A denoising diffusion model (Ho et al. 2020, 2006.11239), class-conditional where its network is.
+
+    Batches are ``(images, labels)`` or images alone, images in [-1, 1]. The training loss is the mean over samples of
+    ``per_sample_loss``: the squared error of the prediction, mean over elements, at one uniform timestep a sample.
+
+    Args:
+        network: a diffusers 2-D model, or any module called as ``network(x_t, t, y)``.
+        schedule: alpha-bar; by default linear, 1000 steps.
+        prediction: what the network predicts: ``epsilon``, ``x0`` or ``v``.
+        optimizer: from parameters to an optimizer; the default is Adam at 2e-4.
+        lr_scheduler: from an optimizer to a scheduler, stepped every epoch.
+        sampler: draws the images of ``sample``; by default 50 DDIM steps.
+        image_shape: ``(channels, height, width)``; taken from the data module where there is one.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        schedule: NoiseSchedule | None = None,
+        prediction: Prediction = "epsilon",
+        optimizer: OptimizerCallable | None = None,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        sampler: Sampler | None = None,
+        image_shape: tuple[int, int, int] | None = None,
+    ) -> None:
+        super().__init__()
+        # Under LightningCLI the configuration is kept, from which everything can be built again; otherwise only plain
+        # values, for modules in a checkpoint would need pickle.
+        from_configuration = _given_hyperparameters.get() is not None
+        objects = [] if from_configuration else ["network", "schedule", "optimizer", "lr_scheduler", "sampler"]
+        self.save_hyperparameters(ignore=objects, logger=False)
+        self.denoiser = Denoiser(network, schedule or NoiseSchedule.linear(), prediction)
+        self.loss = DenoisingLoss()
+        self.sampler = sampler or DDIMSampler(steps=50)
+        self.image_shape = image_shape
+        self._optimizer = optimizer
+        self._lr_scheduler = lr_scheduler
+        self._task_losses: dict[int, MeanMetric] = {}
+
+    @property
+    def num_classes(self) -> int | None:
+        """How many classes images can be asked of; None for an unconditional model."""
+        return self.denoiser.num_classes
+
+    @property
+    def loss_identity(self) -> Mapping[str, str]:
+        """What the per-sample loss is, for the provenance of operators estimated from it."""
+        return {**self.loss.describe(self.denoiser.schedule), "prediction": self.denoiser.prediction}
+
+    def draw(self, batch: Any, keys: Tensor | None = None) -> DrawnBatch:
+        """The batch with its timesteps and noise; a function of ``keys`` (one 64-bit integer a sample) where given."""
+        images, labels = batch if isinstance(batch, (tuple, list)) else (batch, None)
+        return self.loss.draw(self.denoiser.schedule, images, labels, keys)
+
+    def per_sample_loss(self, batch: Any) -> Tensor:
+        """``(B,)``: mean over elements of the squared error, deterministic for a ``DrawnBatch``."""
+        drawn = batch if isinstance(batch, DrawnBatch) else self.draw(batch)
+        return self.loss(self.denoiser, drawn)
+
+    def sample(
+        self,
+        labels: Tensor | None = None,
+        *,
+        num_images: int | None = None,
+        sampler: Sampler | None = None,
+        generator: torch.Generator | None = None,
+        progress: Any = None,
+    ) -> Tensor:
+        """Images ``(N, C, H, W)`` in [-1, 1] of the given classes, or ``num_images`` of an unconditional model.
+
+        Raises:
+            ValueError: the shape of an image is not known.
+        """
+        if self.image_shape is None:
+            raise ValueError(
+                "image_shape=None; give DDPM(image_shape=(channels, height, width)) or fit on a data module"
+            )
+        chosen = sampler or self.sampler
+        return chosen.sample(
+            self.denoiser,
+            self.image_shape,
+            labels if labels is None else labels.to(self.device),
+            num_images=num_images,
+            generator=generator,
+            progress=progress,
+        )
+
+    @override
+    def setup(self, stage: str) -> None:
+        datamodule: Any = getattr(self.trainer, "datamodule", None)
+        if not hasattr(datamodule, "image_shape") or not hasattr(datamodule, "num_classes"):
+            return
+        shape = datamodule.image_shape
+        if self.image_shape is not None and tuple(self.image_shape) != tuple(shape):
+            raise ValueError(f"image_shape={tuple(self.image_shape)}, but the data module serves {tuple(shape)}")
+        self.image_shape = tuple(shape)
+        self.denoiser.check(self.image_shape, datamodule.num_classes)
+
+    @override
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        losses = self.per_sample_loss(batch)
+        loss = losses.mean()
+        self.log("train_loss", loss, prog_bar=True, batch_size=len(losses))
+        return loss
+
+    @override
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Task ``dataloader_idx``'s held-out samples, on draws that depend on the sample alone."""
+        self._add_task_loss(batch, dataloader_idx)
+
+    @override
+    def on_validation_epoch_end(self) -> None:
+        self._log_task_losses("val_loss")
+
+    @override
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Task ``dataloader_idx``'s held-out samples, on draws that depend on the sample alone."""
+        self._add_task_loss(batch, dataloader_idx)
+
+    @override
+    def on_test_epoch_end(self) -> None:
+        self._log_task_losses("test_loss")
+
+    @override
+    def predict_step(self, batch: Tensor, batch_idx: int, dataloader_idx: int = 0) -> tuple[Tensor, Tensor]:
+        """Images of the classes in ``batch``, with the classes; their noise depends on the batch's number alone."""
+        seed = int(derive_keys(_VALIDATION_SEED, torch.tensor([batch_idx])))
+        generator = torch.Generator().manual_seed(seed)
+        if self.num_classes is None:
+            return self.sample(num_images=len(batch), generator=generator), batch
+        return self.sample(batch, generator=generator), batch
+
+    @override
+    def configure_optimizers(self) -> Any:
+        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        optimizer = self._optimizer(parameters) if self._optimizer else torch.optim.Adam(parameters, lr=2e-4)
+        if self._lr_scheduler is None:
+            return optimizer
+        return [optimizer], [self._lr_scheduler(optimizer)]
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["image_shape"] = self.image_shape
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.image_shape = checkpoint.get("image_shape") or self.image_shape
+        _check_same_architecture(dict(self.state_dict()), checkpoint["state_dict"])
+
+    def _add_task_loss(self, batch: Any, task: int) -> None:
+        if not isinstance(batch, KeyedBatch):
+            raise TypeError(
+                f"evaluation batches are {type(batch).__name__}; expected KeyedBatch(batch, indices), so that every "
+                "evaluation uses the same noise"
+            )
+        losses = self.per_sample_loss(self.draw(batch.batch, derive_keys(_VALIDATION_SEED, batch.indices)))
+        self._task_losses.setdefault(task, MeanMetric().to(self.device)).update(losses)
+
+    def _log_task_losses(self, name: str) -> None:
+        """The mean over each task's samples; tasks counted from 1.
+
+        Not from within the step: the number of tasks grows during a fit, and Lightning fixes a logged name's loader.
+        """
+        for task, mean in sorted(self._task_losses.items()):
+            self.log(f"{name}/task_{task + 1}", mean.compute())
+        self._task_losses.clear()
+
+
+def _check_same_architecture(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
+    """Refuse a checkpoint of another network, naming the first difference."""
+    for name in [*mine, *theirs]:
+        have = tuple(mine[name].shape) if name in mine else "absent"
+        found = tuple(theirs[name].shape) if name in theirs else "absent"
+        if have != found:
+            raise ValueError(
+                f"the checkpoint is of another architecture: {name!r} is {found} in it and {have} in this model; build "
+                "the model with the checkpoint's configuration, or start without the checkpoint"
+            )

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
+
+from cl_diffusion.callbacks import EWC
+from cl_diffusion.fisher import DiagonalFisher, FisherEstimator, MeanGradientFisher
+from tests.callbacks.stranger import Regression, loader, trainer
+
+ESTIMATORS = [DiagonalFisher(), MeanGradientFisher()]
+IDS = ["diagonal", "mean gradient"]
+
+
+def weights(model: LightningModule) -> list[Tensor]:
+    return [parameter.detach().clone() for parameter in model.parameters()]
+
+
+def two_tasks(model: Regression, *callbacks: Callback, **options: Any) -> Regression:
+    for seed in (0, 1):
+        trainer(*callbacks, **options).fit(model, loader(seed))
+    return model
+
+
+def test_one_line_on_a_strangers_project_holds_the_old_task() -> None:
+    def old_loss(model: Regression) -> float:
+        with torch.no_grad():
+            return float(torch.cat([model.per_sample_loss(batch) for batch in loader(0)]).mean())
+
+    free = old_loss(two_tasks(Regression(), max_epochs=30))
+    held = old_loss(two_tasks(Regression(), EWC(DiagonalFisher(), strength=100.0), max_epochs=30))
+    assert held < 0.5 * free
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=IDS)
+def test_strength_zero_is_bit_for_bit_the_run_without_it(estimator: FisherEstimator) -> None:
+    plain = two_tasks(Regression())
+    switched_off = two_tasks(Regression(), EWC(estimator, strength=0.0))
+    assert all(torch.equal(a, b) for a, b in zip(weights(plain), weights(switched_off), strict=True))
+
+
+class PenaltyInTheLoss(Regression):
+    """The same penalty by autograd, as the oracle."""
+
+    ewc: EWC
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        theta = dict(self.named_parameters())
+        penalty = sum((term.value(theta) for term in self.ewc.terms), torch.zeros(()))
+        return super().training_step(batch, batch_idx) + 20.0 * penalty
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=IDS)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"accumulate_grad_batches": 3},
+        {"gradient_clip_val": 0.5},
+        {"gradient_clip_val": 0.3, "gradient_clip_algorithm": "value"},
+    ],
+    ids=["plain", "accumulation", "clip by norm", "clip by value"],
+)
+def test_the_closed_gradient_is_autograd_of_the_penalty_in_the_loss(
+    estimator: FisherEstimator, options: dict[str, Any]
+) -> None:
+    closed = two_tasks(Regression(), EWC(estimator, strength=20.0), **options)
+    oracle = PenaltyInTheLoss()
+    oracle.ewc = EWC(estimator, strength=20.0)
+    oracle.ewc.on_before_optimizer_step = lambda *_: None  # type: ignore[method-assign]
+    two_tasks(oracle, oracle.ewc, **options)
+    plain = two_tasks(Regression(), **options)
+    for a, b, c in zip(weights(closed), weights(oracle), weights(plain), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+        assert not torch.allclose(a, c, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=IDS)
+def test_resumed_within_the_second_task_is_the_uninterrupted_run(estimator: FisherEstimator, tmp_path: Path) -> None:
+    def fit(*callbacks: Callback, **options: Any) -> Regression:
+        model, ewc = Regression(torch.optim.Adam), EWC(estimator, strength=2.0, epochs_per_task=2)
+        saving = bool(callbacks)
+        trainer(ewc, *callbacks, max_epochs=4, enable_checkpointing=saving).fit(model, loader(0), **options)
+        return model
+
+    whole = fit(ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1, save_on_train_epoch_end=True))
+    resumed = fit(ckpt_path=tmp_path / "epoch=2.ckpt")
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(resumed), strict=True))
+    checkpoint = torch.load(tmp_path / "epoch=2.ckpt", weights_only=True)
+    (state,) = [state for key, state in checkpoint["callbacks"].items() if key.startswith("EWC")]
+    assert state["terms"][0]["provenance"]["record"][0]["task"] == 1
+
+
+def test_diagonals_of_many_tasks_are_one_term_and_rank_ones_are_kept() -> None:
+    diagonal, rank_one = EWC(DiagonalFisher()), EWC(MeanGradientFisher())
+    two_tasks(Regression(), diagonal)
+    two_tasks(Regression(), rank_one)
+    assert [term.operator.kind for term in diagonal.terms] == ["diagonal"]
+    assert [term.operator.kind for term in rank_one.terms] == ["low_rank", "low_rank"]
+    assert [entry["task"] for entry in diagonal.terms[0].operator.provenance.record] == [1, 2]
+
+
+def test_a_frozen_parameter_stays_without_gradient() -> None:
+    model = Regression()
+    ewc = EWC(DiagonalFisher())
+    trainer(ewc).fit(model, loader(0))
+    model.net[0].weight.requires_grad_(False)
+    before = model.net[0].weight.clone()
+    trainer(ewc).fit(model, loader(1))
+    assert torch.equal(model.net[0].weight, before)
+
+
+@pytest.mark.parametrize("strength", [-1.0, float("nan"), float("inf")])
+def test_a_strength_that_is_no_weight_is_refused(strength: float) -> None:
+    with pytest.raises(ValueError, match="strength=.*finite number >= 0"):
+        EWC(DiagonalFisher(), strength=strength)
+
+
+def test_a_module_without_a_loss_of_each_sample_is_told_what_to_add() -> None:
+    class Bare(LightningModule):
+        pass
+
+    with pytest.raises(TypeError, match="Bare has no `per_sample_loss`; add"):
+        EWC(DiagonalFisher()).setup(trainer(), Bare(), "fit")

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from cl_diffusion.callbacks import TaskCallback
+from tests.callbacks.stranger import Regression, loader, trainer
+
+
+class Diary(TaskCallback):
+    def __init__(self, epochs_per_task: int | None = None) -> None:
+        super().__init__(epochs_per_task)
+        self.entries: list[tuple[str, int, int]] = []
+
+    def on_task_start(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
+        self.entries.append(("start", task, trainer.current_epoch))
+
+    def on_task_end(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
+        self.entries.append(("end", task, trainer.current_epoch))
+
+
+class Stream(LightningDataModule):
+    """Two tasks, of 1 and 2 epochs."""
+
+    num_tasks = 2
+
+    def task_at(self, epoch: int) -> int:
+        return 0 if epoch < 1 else 1 if epoch < 3 else 2
+
+    def importance_dataloader(self, task: int | None = None) -> Any:
+        return loader(task or 0)
+
+    reference_dataloader = evaluation_dataloader = importance_dataloader
+
+    def train_dataloader(self) -> Any:
+        return loader(0)
+
+
+STREAM = [("start", 0, 0), ("end", 0, 0), ("start", 1, 1), ("end", 1, 2)]
+
+
+def test_a_stream_tells_the_tasks() -> None:
+    diary = Diary()
+    trainer(diary, max_epochs=3).fit(Regression(), datamodule=Stream())
+    assert diary.entries == STREAM
+
+
+def test_every_fit_is_a_task() -> None:
+    diary = Diary()
+    model = Regression()
+    for seed in range(3):
+        trainer(diary).fit(model, loader(seed))
+    assert diary.entries == [(hook, task, epoch) for task in range(3) for hook, epoch in (("start", 0), ("end", 1))]
+
+
+def test_a_fit_that_max_steps_ends_is_a_task() -> None:
+    diary = Diary()
+    trainer(diary, max_epochs=100, max_steps=4).fit(Regression(), loader(0))
+    assert [entry[:2] for entry in diary.entries] == [("start", 0), ("end", 0)]
+
+
+def test_epochs_per_task_counts_epochs() -> None:
+    diary = Diary(epochs_per_task=2)
+    trainer(diary, max_epochs=5).fit(Regression(), loader(0))
+    assert diary.entries == [("start", 0, 0), ("end", 0, 1), ("start", 1, 2), ("end", 1, 3), ("start", 2, 4)]
+
+
+def test_end_task_ends_it_now() -> None:
+    diary = Diary()
+
+    class Impatient(Callback):
+        def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            if trainer.current_epoch == 0:
+                diary.end_task(trainer)
+
+    trainer(diary, Impatient(), max_epochs=3).fit(Regression(), loader(0))
+    assert diary.entries == [("start", 0, 0), ("end", 0, 0), ("start", 1, 1), ("end", 1, 2)]
+    with pytest.raises(RuntimeError, match="no task is running"):
+        diary.end_task(trainer())
+
+
+def test_an_interrupted_fit_has_not_ended_its_task() -> None:
+    diary = Diary()
+
+    class Fault(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+            raise RuntimeError("planned")
+
+    with pytest.raises(RuntimeError, match="planned"):
+        trainer(diary, Fault()).fit(Regression(), loader(0))
+    assert diary.entries == [("start", 0, 0)]
+
+
+class Remembering(Diary):
+    """Keeps its diary in the checkpoint."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "entries": list(self.entries)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self.entries = [tuple(entry) for entry in state_dict["entries"]]
+
+
+@pytest.mark.parametrize("steps", range(1, 10))
+def test_a_resumed_fit_has_the_same_boundaries_wherever_it_was_interrupted(steps: int, tmp_path: Path) -> None:
+    """Also from a checkpoint on an epoch's last batch, from which Lightning resumes without that epoch's end."""
+    every = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    trainer(Remembering(), every, max_epochs=3, enable_checkpointing=True).fit(Regression(), datamodule=Stream())
+    diary = Remembering()
+    trainer(diary, max_epochs=3).fit(Regression(), datamodule=Stream(), ckpt_path=tmp_path / f"step={steps}.ckpt")
+    assert [entry[:2] for entry in diary.entries] == [entry[:2] for entry in STREAM]
+    assert diary.entries[2] == ("start", 1, 1)
+
+
+def test_a_checkpoint_at_the_boundary_holds_what_the_boundary_left(tmp_path: Path) -> None:
+    last = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
+    trainer(Remembering(), last, max_epochs=3, enable_checkpointing=True).fit(Regression(), datamodule=Stream())
+    diary = Remembering()
+    trainer(diary, max_epochs=3).fit(Regression(), datamodule=Stream(), ckpt_path=tmp_path / "epoch=0.ckpt")
+    assert diary.entries == STREAM
+
+
+def test_two_clocks_are_refused() -> None:
+    with pytest.raises(ValueError, match="epochs_per_task=2 is given to Diary.*Stream already says"):
+        trainer(Diary(epochs_per_task=2)).fit(Regression(), datamodule=Stream())
+    with pytest.raises(ValueError, match="epochs_per_task=0"):
+        Diary(epochs_per_task=0)

@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cl_diffusion.fisher import DiagonalFisher, MeanGradientFisher, estimate
+from cl_diffusion.keys import KeyedBatch, keyed_normal
+from cl_diffusion.linalg import LowRank, parameters
+from tests.fisher.laws import batches, dense_gradients, problem, squared_error
+
+KINDS = ["linear", "mlp", "conv"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("chunk_size", [None, 3])
+def test_diagonal_is_the_diagonal_of_the_dense_empirical_fisher(kind: str, chunk_size: int | None) -> None:
+    model, data = problem(kind)
+    g = dense_gradients(model, data)
+    operator = estimate(DiagonalFisher(), model, squared_error, batches(data, 5), chunk_size=chunk_size)
+    torch.testing.assert_close(parameters.flatten(operator.diagonal()), (g.T @ g / len(g)).diagonal())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_mean_gradient_is_the_best_multiple_of_the_mean_outer_product(kind: str) -> None:
+    model, data = problem(kind)
+    g = dense_gradients(model, data)
+    fisher, mu = g.T @ g / len(g), g.mean(0)
+    operator = estimate(MeanGradientFisher(), model, squared_error, batches(data, 5))
+    assert isinstance(operator, LowRank)
+    v = torch.cat([column.flatten() for column in operator.vectors.values()])
+    torch.testing.assert_close(v, mu / mu.norm())
+
+    def distance(c: Tensor) -> Tensor:
+        return (fisher - c * torch.outer(mu, mu)).norm()
+
+    best = operator.values[0] / mu.square().sum()
+    assert distance(best) < distance(best * 1.01)
+    assert distance(best) < distance(best * 0.99)
+    torch.testing.assert_close(operator.values[0], v @ fisher @ v)
+
+
+def test_plain_coefficient_is_the_outer_product_of_the_mean_gradient() -> None:
+    model, data = problem("mlp")
+    mu = dense_gradients(model, data).mean(0)
+    operator = estimate(MeanGradientFisher("plain"), model, squared_error, batches(data, 4))
+    torch.testing.assert_close(operator.trace(), mu.square().sum())
+
+
+class Row(nn.Module):
+    """A loss whose gradient of sample ``i`` is the row ``x_i``."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(size, dtype=torch.float64))
+
+
+def linear_loss(model: Row, rows: Tensor) -> Tensor:
+    return rows @ model.weight
+
+
+def test_on_rank_one_gradients_the_mean_gradient_is_the_fisher() -> None:
+    direction = torch.tensor([3.0, 0.0, -4.0], dtype=torch.float64)
+    scales = torch.tensor([1.0, 2.0, 3.0, -1.0], dtype=torch.float64)
+    operator = estimate(MeanGradientFisher(), Row(3), linear_loss, [torch.outer(scales, direction)])
+    want = scales.square().mean() * torch.outer(direction, direction)
+    for unit, row in zip(torch.eye(3, dtype=torch.float64), want, strict=True):
+        torch.testing.assert_close((operator @ {"weight": unit})["weight"], row)
+
+
+def test_sampling_noise_report_is_unbiased_on_planted_noise() -> None:
+    torch.manual_seed(0)
+    size, n, sigma, signal = 50, 40, 1.0, 0.1
+    report = {"mean_gradient_squared": 0.0, "mean_gradient_squared_unbiased": 0.0, "covariance_trace_over_n": 0.0}
+    trials = 300
+    for trial in range(trials):
+        rows = signal + sigma * torch.randn(n, size, dtype=torch.float64)
+        operator = estimate(MeanGradientFisher("plain"), Row(size), linear_loss, [rows], seed=trial)
+        for name in report:
+            report[name] += operator.provenance.record[0][name] / trials
+    signal_squared, noise = size * signal**2, size * sigma**2 / n
+    assert report["mean_gradient_squared_unbiased"] == pytest.approx(signal_squared, abs=0.04)
+    assert report["covariance_trace_over_n"] == pytest.approx(noise, abs=0.04)
+    assert report["mean_gradient_squared"] == pytest.approx(signal_squared + noise, abs=0.06)
+
+
+def test_pure_noise_does_not_agree_with_itself_and_a_constant_gradient_does() -> None:
+    torch.manual_seed(0)
+    noise = estimate(MeanGradientFisher("plain"), Row(2000), linear_loss, [torch.randn(64, 2000, dtype=torch.float64)])
+    constant = estimate(MeanGradientFisher("plain"), Row(20), linear_loss, [torch.ones(64, 20, dtype=torch.float64)])
+    assert abs(noise.provenance.record[0]["split_half_cosine"]) < 0.1
+    assert constant.provenance.record[0]["split_half_cosine"] == pytest.approx(1.0)
+
+
+def noisy_draw(rows: Tensor, keys: Tensor) -> Tensor:
+    return rows + keyed_normal(keys, (rows.shape[1],)).double()
+
+
+def keyed(rows: Tensor, size: int, order: Tensor) -> list[KeyedBatch]:
+    return [KeyedBatch(rows[index], index) for index in order.split(size)]
+
+
+@pytest.mark.parametrize("estimator", [DiagonalFisher(), MeanGradientFisher()], ids=["diagonal", "mean gradient"])
+def test_the_estimate_does_not_depend_on_batch_size_or_order(estimator: DiagonalFisher | MeanGradientFisher) -> None:
+    rows = torch.randn(23, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    model = Row(6)
+    forward, backward = torch.arange(23), torch.arange(23).flip(0)
+    one = estimate(estimator, model, linear_loss, keyed(rows, 23, forward), draw=noisy_draw)
+    other = estimate(estimator, model, linear_loss, keyed(rows, 4, backward), draw=noisy_draw)
+    torch.testing.assert_close(one.diagonal(), other.diagonal(), rtol=1e-12, atol=0)
+    for name, value in one.provenance.record[0].items():
+        assert other.provenance.record[0][name] == pytest.approx(value, rel=1e-9)
+    reseeded = estimate(estimator, model, linear_loss, keyed(rows, 4, forward), draw=noisy_draw, seed=1)
+    assert not torch.allclose(one.diagonal()["weight"], reseeded.diagonal()["weight"])
+
+
+def test_the_coefficient_uses_fresh_draws() -> None:
+    """On pure noise c* = E[(mu^T g)^2]/|mu|^4 is large on the draws that made mu; fresh ones have E = |mu|^2."""
+    rows = torch.zeros(16, 500, dtype=torch.float64)
+    operator = estimate(MeanGradientFisher(), Row(500), linear_loss, [rows], draw=noisy_draw)
+    report = operator.provenance.record[0]
+    # fresh: projections on the unit direction have variance 1; the same draws would give (|mu|^2 ~ 500/16)
+    assert float(operator.values[0]) < 3.0 < report["mean_gradient_squared"]
+    assert 0 < report["coefficient_standard_error"] < report["coefficient"]
+
+
+def test_without_draws_the_operator_says_that_it_is_unkeyed() -> None:
+    model, data = problem("linear")
+    record = estimate(DiagonalFisher(), model, squared_error, batches(data, 5)).provenance.record[0]
+    assert record["keyed"] is False
+    assert record["samples"] == 13
+
+
+def test_the_model_is_left_exactly_as_found() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 2)).double()
+    model[2].eval()
+    data = (torch.randn(6, 3).double(), torch.randn(6, 2).double())
+    squared_error(model, data).mean().backward()
+    before = {n: (p.detach().clone(), p.grad.clone()) for n, p in model.named_parameters() if p.grad is not None}
+    buffers = {n: b.clone() for n, b in model.named_buffers()}
+    flags = [m.training for m in model.modules()]
+    rng = torch.get_rng_state()
+    for estimator in (DiagonalFisher(), MeanGradientFisher()):
+        estimate(estimator, model, squared_error, [data])
+    assert [m.training for m in model.modules()] == flags
+    assert torch.equal(torch.get_rng_state(), rng)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter.detach(), before[name][0])
+        assert parameter.grad is not None
+        assert torch.equal(parameter.grad, before[name][1])
+    assert all(torch.equal(b, buffers[n]) for n, b in model.named_buffers())
+
+
+def test_frozen_parameters_are_left_out_and_tied_ones_counted_once() -> None:
+    model, data = problem("mlp")
+    model[0].weight.requires_grad_(False)
+    operator = estimate(DiagonalFisher(), model, squared_error, [data])
+    assert "0.weight" not in operator.names
+    tied = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3)).double()
+    tied[2].weight = tied[0].weight
+    data = (data[0], data[0])
+    operator = estimate(DiagonalFisher(), tied, squared_error, [data])
+    assert operator.names == ("0.weight", "0.bias", "2.bias")
+    g = dense_gradients(tied, data)
+    torch.testing.assert_close(parameters.flatten(operator.diagonal()), g.square().mean(0))
+
+
+@pytest.mark.parametrize("estimator", [DiagonalFisher(), MeanGradientFisher()], ids=["diagonal", "mean gradient"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_names_sample_and_parameter(
+    estimator: DiagonalFisher | MeanGradientFisher, bad: float
+) -> None:
+    model, (x, y) = problem("mlp")
+    y[7, 1] = bad
+    with pytest.raises(FloatingPointError, match="sample 7 .*'0.weight'"):
+        estimate(estimator, model, squared_error, batches((x, y), 3))
+
+
+@pytest.mark.parametrize("estimator", [DiagonalFisher(), MeanGradientFisher()], ids=["diagonal", "mean gradient"])
+def test_bad_input_is_one_clear_error(estimator: DiagonalFisher | MeanGradientFisher) -> None:
+    model, data = problem("linear")
+    with pytest.raises(ValueError, match="batches holds no sample"):
+        estimate(estimator, model, squared_error, [])
+    with pytest.raises(ValueError, match="expected .*, one entry a sample"):
+        estimate(MeanGradientFisher(), model, lambda m, b: squared_error(m, b).mean(), [data])
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    with pytest.raises(ValueError, match="no parameter that requires a gradient"):
+        estimate(estimator, model, squared_error, [data])
+
+
+def test_two_passes_over_an_iterator_are_refused_and_one_is_fine() -> None:
+    model, data = problem("linear")
+    estimate(DiagonalFisher(), model, squared_error, iter([data]))
+    with pytest.raises(ValueError, match="give a list or a DataLoader"):
+        estimate(MeanGradientFisher(), model, squared_error, iter([data]))
+
+
+def test_a_zero_mean_gradient_and_an_unknown_coefficient_are_refused() -> None:
+    with pytest.raises(ValueError, match="exactly zero"):
+        estimate(MeanGradientFisher(), Row(2), linear_loss, [torch.zeros(3, 2, dtype=torch.float64)])
+    with pytest.raises(ValueError, match="coefficient='best'"):
+        MeanGradientFisher("best")  # type: ignore[arg-type]
