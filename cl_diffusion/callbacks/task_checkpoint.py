@@ -36,15 +36,16 @@ class TaskCheckpoint(TaskCallback, Checkpoint):
 
     @override
     def on_task_end(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
-        trainer.save_checkpoint(self._folder(trainer) / f"after_task_{task + 1}.ckpt")
-        trainer.save_checkpoint(self._folder(trainer) / "last.ckpt")
+        self._save(trainer, f"after_task_{task + 1}.ckpt")
+        self._save(trainer, "last.ckpt")
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_epoch_end(trainer, pl_module)
         within_a_task = self._running is not None
         if within_a_task and self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
-            trainer.save_checkpoint(self._folder(trainer) / "last.ckpt")
+            self._save(trainer, "last.ckpt")
 
-    def _folder(self, trainer: Trainer) -> Path:
-        return Path(self.dirpath or Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints")
+    def _save(self, trainer: Trainer, name: str) -> None:
+        folder = Path(self.dirpath or Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints")
+        trainer.save_checkpoint(folder / name, weights_only=False)  # False: the optimizer and callbacks too

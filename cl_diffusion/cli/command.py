@@ -54,6 +54,7 @@ class ContinualCLI(LightningCLI):
     @override
     def before_instantiate_classes(self) -> None:
         torch.set_float32_matmul_precision("high")
+        self.config[self.subcommand]["weights_only"] = True  # no pickle is read from a checkpoint
         if self.subcommand == "fit" and not self._get(self.config, "trainer").fast_dev_run:
             rank_zero_only(claim)(self._run, self._fit_configuration(), self._checkpoint)
 

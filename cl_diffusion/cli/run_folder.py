@@ -71,4 +71,7 @@ def _first_difference(before: Any, now: Any, name: str = "") -> tuple[str, Any, 
             if difference is not None:
                 return difference
         return None
+    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        differences = (_first_difference(*pair, f"{name}[{i}]") for i, pair in enumerate(zip(before, now, strict=True)))
+        return next((difference for difference in differences if difference is not None), None)
     return None if before == now else (name, before, now)

@@ -185,8 +185,9 @@ class TaskDataModule(LightningDataModule):
         return self._keyed_loader(self.scenario.training, indices[share["rank"] :: share["num_replicas"]])
 
     def reference_dataloader(self, task: int) -> DataLoader[Any]:
-        """The task's training samples, each once, in a fixed order; all of them on every process: ``KeyedBatch``."""
-        return self._keyed_loader(self.scenario.training, self.scenario.training_indices(task))
+        """The task's own training samples, also where ``joint``; all of them on every process: ``KeyedBatch``."""
+        training = self.scenario.training
+        return self._keyed_loader(training, training.indices(self.scenario.split[task]))
 
     def evaluation_dataloader(self, task: int) -> DataLoader[Any]:
         """The task's held-out samples, each once, in a fixed order; all of them on every process: ``KeyedBatch``."""

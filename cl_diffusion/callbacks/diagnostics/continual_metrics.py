@@ -131,8 +131,9 @@ class ContinualMetrics(TaskCallback):
         stream = _stream(trainer)
         tasks = range(stream.num_tasks)
         held_out = [_images_and_labels(stream.evaluation_dataloader(task), pl_module.device) for task in tasks]
+        training = (batch for task in tasks for batch in stream.reference_dataloader(task))
         reference = trained_reference(
-            _joined([_images_and_labels(stream.reference_dataloader(task), pl_module.device) for task in tasks]),
+            _images_and_labels(training, pl_module.device),
             _joined(held_out),
             steps=self.reference_steps,
             seed=self.seed,
@@ -207,7 +208,11 @@ def _keyed(batches: Iterable[Any]) -> Iterable[KeyedBatch]:
 
 
 def _images_and_labels(batches: Iterable[Any], device: torch.device) -> tuple[Tensor, Tensor]:
-    return _joined([(batch[0].to(device), batch[1].to(device)) for batch, _ in _keyed(batches)])
+    """All images and labels in the order of their indices, however tasks deal them out."""
+    keyed = list(_keyed(batches))
+    images, labels = _joined([(batch[0].to(device), batch[1].to(device)) for batch, _ in keyed])
+    order = torch.cat([indices for _, indices in keyed]).argsort().to(device)
+    return images[order], labels[order]
 
 
 def _joined(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

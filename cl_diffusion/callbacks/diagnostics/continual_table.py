@@ -27,9 +27,7 @@ def write_csv(path: Path, matrices: Iterable[ContinualMatrix]) -> None:
 
 def print_table(matrices: Collection[ContinualMatrix], title: str) -> None:
     """For each task and metric: now, and in brackets when the task was learned; below, averages and forgetting."""
-    table = Table(
-        title=title, caption="now (when it was learned); forgetting counts loss of quality, so lower is better"
-    )
+    table = Table(title=title, caption="now (when it was learned)")
     table.add_column("task")
     for matrix in matrices:
         table.add_column(f"{matrix.name.replace('_', ' ')} {'↑' if matrix.higher_is_better else '↓'}", justify="right")

@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cl_diffusion.cli import main
+from tests.tiny import configuration
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished fit of two tasks."""
+    folder = tmp_path_factory.mktemp("finished")
+    main(["fit", "-c", str(configuration(folder)), "--run", str(folder / "run")])
+    return folder / "run"
+
+
+def test_fit_leaves_everything_in_its_folder(run: Path) -> None:
+    found = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
+    assert found == {
+        "config.yaml",
+        "continual.csv",
+        "metrics.csv",
+        "checkpoints/after_task_1.ckpt",
+        "checkpoints/after_task_2.ckpt",
+        "checkpoints/last.ckpt",
+        "samples/after_task_1.png",
+        "samples/after_task_2.png",
+    }
+    entries = [(row["metric"], row["after"], row["task"]) for row in rows(run / "continual.csv")]
+    metrics = ("class_agreement", "denoising_loss", "frechet_distance")
+    assert sorted(entries) == sorted((m, a, t) for m in metrics for a, t in (("1", "1"), ("2", "1"), ("2", "2")))
+
+
+def test_the_log_holds_losses_by_task_and_the_noise_of_the_fisher_at_every_boundary(run: Path) -> None:
+    logged = rows(run / "metrics.csv")
+    for task in (1, 2):
+        assert [row for row in logged if row["ewc/task"] == str(float(task)) and row["ewc/split_half_cosine"]]
+        assert [row for row in logged if row[f"val_loss/task_{task}"]]
+    assert {"ewc/mean_gradient_squared_unbiased", "ewc/covariance_trace_over_n"} <= logged[0].keys()
+
+
+def test_the_checkpoint_holds_the_anchors_and_loads_without_pickle(run: Path) -> None:
+    checkpoint = torch.load(run / "checkpoints" / "after_task_1.ckpt", weights_only=True)
+    (state,) = [state for key, state in checkpoint["callbacks"].items() if key.startswith("EWC")]
+    record = state["terms"][0]["provenance"]["record"][0]
+    assert (record["task"], record["samples"], record["keyed"]) == (1, 29, True)
+    identity = state["terms"][0]["provenance"]["identity"]
+    assert identity["loss_reduction"] == "mean over elements"
+    assert identity["timestep_law"] == "uniform over t = 0..999 of 0..999"
+
+
+@pytest.mark.parametrize("command", ["validate", "test"])
+def test_evaluation_needs_nothing_but_the_checkpoint(
+    command: str, run: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main([command, "--ckpt_path", str(run / "checkpoints" / "last.ckpt")])
+    printed = capsys.readouterr().out
+    name = {"validate": "val_loss", "test": "test_loss"}[command]
+    assert f"{name}/task_1" in printed
+    assert f"{name}/task_2" in printed
+    assert not list(folder.iterdir())
+
+
+def test_predict_draws_the_classes_asked_for_and_never_writes_over_an_earlier_picture(run: Path, folder: Path) -> None:
+    arguments = ["predict", f"--ckpt_path={run / 'checkpoints' / 'last.ckpt'}", "--data.predict_classes=[3, 1]"]
+    main(arguments)
+    main(arguments)
+    first, second = (load_file(run / name / "images.safetensors") for name in ("predict_0", "predict_1"))
+    assert first["labels"].tolist() == [3, 3, 1, 1]
+    assert first["images"].shape == (4, 1, 8, 8)
+    assert torch.equal(first["images"], second["images"])
+    assert (run / "predict_1" / "images.png").is_file()
+
+
+def fit(config: Path, run: Path, *more: str) -> None:
+    main(["fit", "-c", str(config), "--run", str(run), *more])
+
+
+def test_a_second_fit_into_the_folder_is_refused_and_nothing_is_lost(run: Path, folder: Path) -> None:
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match="already holds files; resume it with --ckpt_path .*last.ckpt"):
+        fit(configuration(folder), run)
+    with pytest.raises(ValueError, match="init_args.strength was 10.0 and is now 11.0"):
+        fit(configuration(folder, strength=11.0), run, "--ckpt_path", str(run / "checkpoints" / "last.ckpt"))
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_a_folder_that_is_no_run_is_refused(folder: Path) -> None:
+    (folder / "mine").mkdir()
+    (folder / "mine" / "thesis.tex").write_text("...")
+    with pytest.raises(ValueError, match="run='mine' already holds files"):
+        fit(configuration(folder), Path("mine"))
+    with pytest.raises(ValueError, match="no config.yaml"):
+        fit(configuration(folder), Path("mine"), "--ckpt_path", "elsewhere.ckpt")
+
+
+def test_resuming_with_the_same_configuration_appends(folder: Path) -> None:
+    run = folder / "run"
+    fit(configuration(folder), run)
+    metrics, continual = rows(run / "metrics.csv"), (run / "continual.csv").read_text()
+    saved = run / "config.yaml"
+    main(["fit", "-c", str(saved), "--run", str(run), "--ckpt_path", str(run / "checkpoints" / "after_task_1.ckpt")])
+    resumed = rows(run / "metrics.csv")
+    assert resumed[: len(metrics)] == metrics
+    assert int(resumed[len(metrics)]["step"]) >= 3
+    old, new = (
+        [row for row in csv.DictReader(text.splitlines()) if row["after"] == "1"]
+        for text in (continual, (run / "continual.csv").read_text())
+    )
+    assert old == new
+    assert len(rows(run / "continual.csv")) == len(continual.splitlines()) - 1
+
+
+def test_a_strength_of_zero_is_the_run_without_it_bit_for_bit(folder: Path) -> None:
+    weights = []
+    for strength in (None, 0.0, 10.0):
+        run = folder / f"strength_{strength}"
+        fit(configuration(folder, strength=strength), run)
+        weights.append(torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"])
+    without, zero, some = weights
+    assert all(torch.equal(zero[name], tensor) for name, tensor in without.items())
+    assert not all(torch.equal(some[name], tensor) for name, tensor in without.items())
+
+
+def test_the_epochs_are_the_streams_and_another_number_is_refused(folder: Path) -> None:
+    with pytest.raises(ValueError, match="max_epochs=7 .*the stream takes 4"):
+        fit(configuration(folder), folder / "run", "--trainer.max_epochs", "7")
+    with pytest.raises(ValueError, match="reload_dataloaders_every_n_epochs=0"):
+        fit(configuration(folder), folder / "other", "--trainer.reload_dataloaders_every_n_epochs", "0")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"tasks": [[0, 1], [1, 2, 3]]}, "1"),
+        ({"tasks": [[0, 1], [2]]}, "3"),
+        ({"tasks": [[0, 1, 2, 3], []]}, "empty"),
+        ({"dataset": "mnist", "root": "nowhere"}, "root"),
+    ],
+)
+def test_bad_data_is_refused_before_training(data: dict[str, Any], message: str, folder: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        fit(configuration(folder, **data), folder / "run")
+    assert not (folder / "run" / "checkpoints").exists()
+
+
+def test_a_bad_option_is_one_message_and_exit_code_2(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        fit(configuration(folder), folder / "run", "--data.dataset", "emnist")
+    assert exit_.value.code == 2
+    assert "emnist" in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_cannot_be_read_is_named(folder: Path) -> None:
+    with pytest.raises(ValueError, match="ckpt_path='nowhere.ckpt' is not a file"):
+        main(["validate", "--ckpt_path", "nowhere.ckpt"])
+    torch.save({"state_dict": {}}, "foreign.ckpt")
+    with pytest.raises(ValueError, match="ckpt_path='foreign.ckpt' holds no configuration"):
+        main(["test", "--ckpt_path=foreign.ckpt"])

@@ -1,0 +1,52 @@
+"""Every shipped configuration opens with its own command, and that command is one the parser takes."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cl_diffusion.cli import main
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+
+
+def command(path: Path) -> list[str]:
+    lines = [line.removeprefix("#").strip() for line in path.read_text().splitlines() if line.startswith("#     ")]
+    words = shlex.split(next(line for line in lines if line.startswith("cl-diffusion ")))
+    return [word.replace("PATH", "data") for word in words[1:]]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_the_command_of_a_configuration_parses(
+    path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    words = command(path)
+    assert path.relative_to(ROOT).as_posix() in words
+    with pytest.raises(SystemExit) as exit_:
+        main([*words, "--print_config"])
+    assert exit_.value.code == 0
+    resolved = yaml.safe_load(capsys.readouterr().out)
+    assert resolved["model"]["class_path"] == "cl_diffusion.DDPM"
+    assert resolved["trainer"]["callbacks"]
+
+
+def resolved(words: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
+    with pytest.raises(SystemExit):
+        main([*words, "--print_config"])
+    config: dict[str, object] = yaml.safe_load(capsys.readouterr().out)
+    return config
+
+
+def test_the_quickstart_is_the_composition_that_it_says_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    parts = ["base", "data/digits", "model/unet_8x8", "method/ewc_rank1", "hardware/cpu"]
+    composed = resolved(["fit", *(w for part in parts for w in ("-c", f"configs/{part}.yaml"))], capsys)
+    quickstart = resolved(["fit", "-c", "configs/quickstart.yaml"], capsys)
+    assert {**composed, "run": None} == {**quickstart, "run": None}
