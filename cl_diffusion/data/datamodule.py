@@ -46,7 +46,8 @@ class TaskDataModule(LightningDataModule):
         image_size: side of the square images in pixels; native where not given.
         resize: ``resize`` scales the shorter side and crops the centre, ``pad`` centres on black.
         channels: 1 or 3; the data set's own where not given.
-        joint: train every epoch on all tasks' data together, the upper bound: all epochs belong to the last task.
+        joint: train every epoch on all tasks' data together, the upper bound: as many epochs as one task has, all of
+            them the last task's.
         seed: of the order of training, the held-out samples, the fraction and the class order.
         num_workers: processes that load data; 0 is fastest for data held in memory.
         download: let torchvision download what is missing.

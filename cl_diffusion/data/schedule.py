@@ -16,7 +16,7 @@ class TaskSchedule:
 
     Args:
         epochs: ``epochs[k]`` epochs for task ``k``.
-        joint: all epochs belong to the last task, which is trained on everything.
+        joint: all epochs belong to the last task, which is trained on everything; their number is the mean of ``epochs``.
     """
 
     epochs: tuple[int, ...]
@@ -40,13 +40,13 @@ class TaskSchedule:
 
     @property
     def num_epochs(self) -> int:
-        """How many epochs the whole stream takes."""
-        return sum(self.epochs)
+        """How many epochs the whole stream takes; a joint one shows every sample as often as the tasks would."""
+        return round(sum(self.epochs) / len(self.epochs)) if self.joint else sum(self.epochs)
 
     def task_at(self, epoch: int) -> int:
         """The task that is trained in this epoch; the number of tasks past the last epoch."""
-        if self.joint and epoch < self.num_epochs:
-            return len(self.epochs) - 1
+        if self.joint:
+            return len(self.epochs) - (epoch < self.num_epochs)
         return bisect_right(list(accumulate(self.epochs)), epoch)
 
     def check(self, trainer: Trainer) -> None:

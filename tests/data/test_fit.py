@@ -75,14 +75,15 @@ def test_a_resumed_fit_sees_the_batches_that_remain(
 ) -> None:
     """From an epoch's end (every fourth step, with one task at a time) and from within an epoch."""
     arguments = {"reload_dataloaders_every_n_epochs": 0} if joint else {}
+    stream = {"joint": True, "epochs_per_task": 4} if joint else {}
     whole, resumed = Recorder(read_numbers), Recorder(read_numbers)
     saving = ModelCheckpoint(tmp_path, filename="{step}", save_top_k=-1, every_n_train_steps=1)
     at_end = ModelCheckpoint(tmp_path, filename="end-{step}", save_top_k=-1, save_on_train_epoch_end=True)
-    trainer(tmp_path, callbacks=[saving, at_end], **arguments).fit(whole, datamodule=make(joint=joint))
+    trainer(tmp_path, callbacks=[saving, at_end], **arguments).fit(whole, datamodule=make(**stream))
     end = tmp_path / f"end-step={steps}.ckpt"
     path = end if end.exists() else tmp_path / f"step={steps}.ckpt"
     trainer(tmp_path, enable_checkpointing=False, **arguments).fit(
-        resumed, datamodule=make(joint=joint), ckpt_path=str(path)
+        resumed, datamodule=make(**stream), ckpt_path=str(path)
     )
     seen = 48 if joint else 16
     everything = [number for epoch in sorted(whole.trained) for number in whole.trained[epoch]]
