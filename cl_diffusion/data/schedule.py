@@ -16,7 +16,7 @@ class TaskSchedule:
 
     Args:
         epochs: ``epochs[k]`` epochs for task ``k``.
-        joint: all epochs belong to the last task, which is trained on everything; their number is the mean of ``epochs``.
+        joint: the last task is trained on everything, for the mean of ``epochs``; no other task has an epoch.
     """
 
     epochs: tuple[int, ...]
