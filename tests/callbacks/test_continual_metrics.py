@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 
 from cl_diffusion import DDPM, TaskDataModule
@@ -23,7 +24,7 @@ def fit(model: DDPM, folder: Path, *callbacks: Callback, **options: Any) -> DDPM
         max_epochs=data.num_epochs,
         reload_dataloaders_every_n_epochs=1,
         accelerator="cpu",
-        logger=False,
+        logger=options.pop("logger", False),
         enable_checkpointing=any(isinstance(callback, TaskCheckpoint) for callback in callbacks),
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -125,3 +126,36 @@ def test_a_grid_has_a_row_a_class_in_order() -> None:
     rows = [grid[0, 2 + 6 * row, [2, 8, 14]] for row in range(2)]
     torch.testing.assert_close(rows[0], torch.tensor([0.6, 0.6, 0.6]))
     torch.testing.assert_close(rows[1], torch.tensor([0.85, 0.85, 0.0]))  # two of class 7, then blank
+
+
+def test_samples_and_figures_go_to_the_logger(tmp_path: Path) -> None:
+    logger = TensorBoardLike(tmp_path)
+    fit(ddpm(), tmp_path, ContinualMetrics(**METRICS), logger=logger)
+    assert [(tag, image.shape[0]) for tag, image in logger.experiment.images] == [("samples", 3)] * 2
+    assert {"continual/class_agreement/average", "continual/denoising_loss/task_2"} <= logger.metrics.keys()
+
+
+class TensorBoardLike(CSVLogger):
+    """A logger whose experiment takes images."""
+
+    class Experiment:
+        def __init__(self) -> None:
+            self.images: list[tuple[str, Tensor]] = []
+
+        def add_image(self, tag: str, image: Tensor, step: int) -> None:
+            self.images.append((tag, image))
+
+        def save(self) -> None:
+            pass
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._pictures = self.Experiment()
+        self.metrics: dict[str, float] = {}
+
+    @property
+    def experiment(self) -> Any:
+        return self._pictures
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        self.metrics |= metrics
