@@ -47,7 +47,9 @@ def ddpm(**changes: Any) -> DDPM:
     return DDPM(unet(**changes), sampler=DDIMSampler(steps=2))
 
 
-def configuration(folder: Path, *, strength: float | None = 10.0, **data: Any) -> Path:
+def configuration(
+    folder: Path, *, strength: float | None = 10.0, trainer: dict[str, Any] | None = None, **data: Any
+) -> Path:
     """A configuration file for `cl-diffusion fit`; JSON is YAML."""
     callbacks: list[dict[str, Any]] = [
         {"class_path": "cl_diffusion.callbacks.ContinualMetrics", "init_args": METRICS},
@@ -79,6 +81,7 @@ def configuration(folder: Path, *, strength: float | None = 10.0, **data: Any) -
             "enable_model_summary": False,
             "num_sanity_val_steps": 0,
             "log_every_n_steps": 1,
+            **(trainer or {}),
         },
     }
     path = folder / "config.json"

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import csv
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +134,17 @@ def test_a_strength_of_zero_is_the_run_without_it_bit_for_bit(folder: Path) -> N
     without, zero, some = weights
     assert all(torch.equal(zero[name], tensor) for name, tensor in without.items())
     assert not all(torch.equal(some[name], tensor) for name, tensor in without.items())
+
+
+def test_two_processes_fit_one_stream_and_agree(folder: Path) -> None:
+    config = configuration(folder, batch_size=8, trainer={"devices": 2, "strategy": "ddp"})
+    command = [str(Path(sys.executable).parent / "cl-diffusion"), "fit", "-c", str(config), "--run", "two"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, check=True, timeout=240, env=environment, capture_output=True)
+    assert len(rows(folder / "two" / "continual.csv")) == 9
+    checkpoint = torch.load(folder / "two" / "checkpoints" / "after_task_1.ckpt", weights_only=True)
+    (state,) = [state for key, state in checkpoint["callbacks"].items() if key.startswith("EWC")]
+    assert state["terms"][0]["provenance"]["record"][0]["samples"] == 29
 
 
 def test_the_epochs_are_the_streams_and_another_number_is_refused(folder: Path) -> None:

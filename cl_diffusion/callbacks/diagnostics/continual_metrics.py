@@ -112,8 +112,9 @@ class ContinualMetrics(TaskCallback):
                 for name, value in figures.items():
                     matrix = self.matrices.setdefault(name, ContinualMatrix(name, HIGHER_IS_BETTER[name]))
                     matrix.record(task + 1, old + 1, value)
+        folder = Path(trainer.log_dir or trainer.default_root_dir)  # a broadcast: every process takes part
         if trainer.is_global_zero:
-            self._publish(trainer, task, stream.num_tasks, drawn)
+            self._publish(trainer, folder, task, stream.num_tasks, drawn)
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -171,8 +172,9 @@ class ContinualMetrics(TaskCallback):
         ]
         return torch.cat(images), labels
 
-    def _publish(self, trainer: Trainer, task: int, num_tasks: int, drawn: list[tuple[Tensor, Tensor]]) -> None:
-        folder = Path(trainer.log_dir or trainer.default_root_dir)
+    def _publish(
+        self, trainer: Trainer, folder: Path, task: int, num_tasks: int, drawn: list[tuple[Tensor, Tensor]]
+    ) -> None:
         write_csv(folder / "continual.csv", self.matrices.values())
         if drawn:
             log_grid(trainer, *_joined(drawn), folder / "samples" / f"after_task_{task + 1}.png")
