@@ -35,6 +35,7 @@ class TaskCallback(Callback):
             raise ValueError(f"epochs_per_task={epochs_per_task!r}; expected a positive number of epochs, or None")
         self.epochs_per_task = epochs_per_task
         self._running: int | None = None
+        self._started_at = 0
         self._ended = 0
 
     def on_task_start(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
@@ -82,11 +83,12 @@ class TaskCallback(Callback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {"running_task": self._running, "tasks_ended": self._ended}
+        return {"running_task": self._running, "started_at_epoch": self._started_at, "tasks_ended": self._ended}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._running = state_dict["running_task"]
+        self._started_at = state_dict["started_at_epoch"]
         self._ended = state_dict["tasks_ended"]
 
     def _is_last_epoch(self, trainer: Trainer) -> bool:
@@ -96,12 +98,16 @@ class TaskCallback(Callback):
             return stream.task_at(epoch + 1) != stream.task_at(epoch)
         if self.epochs_per_task is not None:
             return (epoch + 1) % self.epochs_per_task == 0
-        return trainer.should_stop or epoch + 1 == trainer.max_epochs or trainer.global_step == trainer.max_steps
+        enough = epoch + 1 >= (trainer.min_epochs or 0) and trainer.global_step >= (trainer.min_steps or 0)
+        stopping = trainer.should_stop and enough
+        return stopping or epoch + 1 == trainer.max_epochs or trainer.global_step == trainer.max_steps
 
     def _missed_its_end(self, trainer: Trainer) -> bool:
-        """Whether the stream is at another task: a checkpoint on an epoch's last batch skips the epoch's end."""
-        stream = task_stream(trainer)
-        return stream is not None and stream.task_at(trainer.current_epoch) != self._running
+        """Whether another task is trained by now: a checkpoint on an epoch's last batch skips the epoch's end."""
+        epoch, stream, length = trainer.current_epoch, task_stream(trainer), self.epochs_per_task
+        if stream is not None:
+            return stream.task_at(epoch) != self._running
+        return length is not None and epoch // length > self._started_at // length
 
     def _catch_up(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End a task whose end was missed, and start the one that is trained now."""
@@ -109,15 +115,19 @@ class TaskCallback(Callback):
             self._end(trainer, pl_module)
         stream = task_stream(trainer)
         task = self._ended if stream is None else stream.task_at(trainer.current_epoch)
-        if self._running is None and (stream is None or task < stream.num_tasks):
-            self._running = task
+        if self._running is None and (stream is None or self._ended <= task < stream.num_tasks):
+            self._running, self._started_at = task, trainer.current_epoch
             self.on_task_start(trainer, pl_module, task)
 
     def _end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self._running is not None
-        task, self._running = self._running, None
-        self._ended = max(self._ended, task + 1)
-        self.on_task_end(trainer, pl_module, task)
+        task, ended = self._running, self._ended
+        self._running, self._ended = None, task + 1  # as a checkpoint that is written by the hook must hold it
+        try:
+            self.on_task_end(trainer, pl_module, task)
+        except BaseException:
+            self._running, self._ended = task, ended
+            raise
 
 
 def task_stream(trainer: Trainer) -> TaskStream | None:

@@ -1,5 +1,5 @@
 """The command ``cl-diffusion``."""
 
-from cl_diffusion.cli.command import ContinualCLI, main
+from cl_diffusion.cli.command import ContinualCLI, command_line, main
 
-__all__ = ["ContinualCLI", "main"]
+__all__ = ["ContinualCLI", "command_line", "main"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -79,12 +80,9 @@ class ContinualCLI(LightningCLI):
     @property
     def _run(self) -> Path:
         """The named folder; for other subcommands than ``fit``, the run that the checkpoint belongs to."""
-        named = Path(self._get(self.config, "run"))
-        return (
-            named
-            if self.subcommand == "fit" or self._checkpoint is None
-            else run_of_checkpoint(self._checkpoint, named)
-        )
+        if self.subcommand == "fit" or self._checkpoint is None:
+            return Path(self._get(self.config, "run"))
+        return run_of_checkpoint(self._checkpoint)
 
     def _max_epochs(self, given: int | None) -> int | None:
         """The stream's; a data module that is not a stream, or a Trainer that contradicts it, has its own say."""
@@ -132,3 +130,34 @@ def main(args: ArgsType = None) -> None:
         parser_kwargs={"parser_mode": "yaml"},
         args=args,
     )
+
+
+def command_line() -> None:
+    """The console command: ``main``, where an error that this package states ends as one message and exit code 2.
+
+    Anything else is a fault and keeps its traceback.
+    """
+    try:
+        main()
+    except Exception as error:
+        stated = _stated_by_this_package(error)
+        if stated is None:
+            raise
+        sys.exit(_refuse(stated))
+
+
+def _refuse(error: BaseException) -> int:
+    print(f"cl-diffusion: error: {error}", file=sys.stderr)
+    return 2
+
+
+def _stated_by_this_package(error: BaseException | None) -> BaseException | None:
+    """The first of an error and its causes that a ``raise`` of this package made, if any."""
+    package = str(Path(__file__).parents[1])
+    while error is not None:
+        frames = traceback.extract_tb(error.__traceback__)
+        statement = frames[-1].line or "" if frames else ""
+        if frames and frames[-1].filename.startswith(package) and statement.startswith("raise "):
+            return error
+        error = error.__cause__ or error.__context__
+    return None

@@ -14,39 +14,48 @@ CONFIGURATION = "config.yaml"
 
 
 class RunFolder(SaveConfigCallback):
-    """Writes the configuration of a fit into its folder, once (Lightning's own callback refuses to resume into it)."""
+    """Writes the configuration of a fit into its folder as training starts: what is refused before leaves nothing."""
 
     def __init__(self, parser: LightningArgumentParser, config: Any, configuration: str, folder: Path) -> None:
-        super().__init__(parser, config, save_to_log_dir=False)
+        super().__init__(parser, config)
         self.configuration = configuration
         self.folder = folder
 
     @override
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Nothing yet: checks and restoring are still to come."""
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         path = self.folder / CONFIGURATION
-        if stage == "fit" and not path.exists():
+        if trainer.is_global_zero and not path.exists():
             self.folder.mkdir(parents=True, exist_ok=True)
             path.write_text(self.configuration)
 
 
 def claim(folder: Path, configuration: str, checkpoint: str | None) -> None:
-    """Refuse a folder that holds anything, unless a fit of the same configuration resumes into it.
+    """Refuse a folder that holds anything, unless a fit of the same configuration resumes from its newest checkpoint.
 
     Raises:
-        ValueError: names the folder, and where configurations differ the first difference.
+        ValueError: names the folder or the checkpoint, and where configurations differ the first difference.
     """
+    if checkpoint is not None and not Path(checkpoint).is_file():
+        raise ValueError(f"ckpt_path={checkpoint!r} is not a file; give the checkpoint to resume, or leave it out")
     if not folder.exists() or not any(folder.iterdir()):
         return
+    newest = newest_checkpoint(folder)
     if checkpoint is None:
-        last = folder / "checkpoints" / "last.ckpt"
-        resume = f"resume it with --ckpt_path {last}, or " if last.is_file() else ""
+        resume = f"resume it with --ckpt_path {newest}, or " if newest else ""
         raise ValueError(f"run={str(folder)!r} already holds files; {resume}name another folder with --run")
     path = folder / CONFIGURATION
     if not path.is_file():
+        raise ValueError(f"run={str(folder)!r} holds files but no {CONFIGURATION}; name another folder with --run")
+    if newest is None or not newest.samefile(checkpoint):
         raise ValueError(
-            f"run={str(folder)!r} holds files but no {CONFIGURATION}: it is not a run; name another with --run"
+            f"ckpt_path={checkpoint!r} is not the newest checkpoint of run={str(folder)!r}: resuming there would "
+            f"overwrite what came after it; give {newest}, or branch off into another folder with --run"
         )
-    difference = _first_difference(yaml.safe_load(path.read_text()), yaml.safe_load(configuration))
+    difference = _first_difference(_comparable(path.read_text()), _comparable(configuration))
     if difference is not None:
         name, before, now = difference
         raise ValueError(
@@ -55,12 +64,25 @@ def claim(folder: Path, configuration: str, checkpoint: str | None) -> None:
         )
 
 
-def run_of_checkpoint(checkpoint: str, otherwise: Path) -> Path:
-    """The folder of the run that wrote a checkpoint, where it is in one; else the other folder."""
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint of a run that was written last."""
+    checkpoints = sorted((folder / "checkpoints").glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
+    return checkpoints[-1] if checkpoints else None
+
+
+def _comparable(configuration: str) -> Any:
+    """A configuration without the folder's own name, which may be spelled in many ways."""
+    parsed = yaml.safe_load(configuration)
+    parsed.pop("run", None)
+    return parsed
+
+
+def run_of_checkpoint(checkpoint: str) -> Path:
+    """The folder of the run that wrote a checkpoint; where it lies in none, the checkpoint's own folder."""
     for parent in Path(checkpoint).absolute().parents:
         if (parent / CONFIGURATION).is_file():
             return parent
-    return otherwise
+    return Path(checkpoint).absolute().parent
 
 
 def _first_difference(before: Any, now: Any, name: str = "") -> tuple[str, Any, Any] | None:

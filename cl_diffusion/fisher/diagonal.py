@@ -35,7 +35,7 @@ class DiagonalFisher(FisherEstimator):
         count = torch.zeros((), dtype=torch.float64, device=samples.gradients.device)
         for drawn in samples.drawn():
             for gradients in samples.gradients.per_sample(drawn.batch):
-                chunk = {name: g.square_().sum(0) for name, g in gradients.items()}
+                chunk = {name: g.square().sum(0, dtype=self.dtype) for name, g in gradients.items()}
                 samples.require_finite(chunk, drawn)
                 for name, square in chunk.items():
                     squares[name] += square

@@ -79,7 +79,7 @@ def estimate(
         operator, report = estimator.compute(samples)
     operator.provenance = Provenance(
         {**estimator.identity(), **(identity or {})},
-        ({"seed": seed, "keyed": samples.keyed, **report, **(record or {})},),
+        ({"seed": seed, "keyed": samples.keyed, "dtype": str(gradients.dtype), **report, **(record or {})},),
     )
     return operator
 

@@ -24,13 +24,14 @@ class LossGradients:
 
     Args:
         model: any module; parameters that require no gradient are left out.
-        loss: one entry a sample. A sample's loss must not depend on the other samples of its batch.
+        loss: one entry a sample. A sample's loss must not depend on the other samples of its batch; tensors of a batch
+            whose leading axis is as long as the first tensor's are taken to hold one entry a sample, others are shared.
         chunk_size: per-sample gradients are held for so many samples at a time; by default as many as fit
             ``memory_budget`` bytes.
         memory_budget: bytes of per-sample gradients held at once.
 
     Raises:
-        ValueError: no parameter requires a gradient.
+        ValueError: no parameter requires a gradient, or ``chunk_size`` is not positive.
     """
 
     def __init__(
@@ -39,6 +40,8 @@ class LossGradients:
         self.parameters: Parameters = parameters.trainable_parameters(model)
         if not self.parameters:
             raise ValueError(f"model={type(model).__name__} has no parameter that requires a gradient; unfreeze some")
+        if chunk_size is not None and chunk_size < 1:
+            raise ValueError(f"chunk_size={chunk_size!r}; expected at least 1 sample, or None")
         self._losses = _Losses(model, loss)
         bytes_a_sample = sum(p.numel() * p.element_size() for p in self.parameters.values())
         self._chunk_size = chunk_size or max(1, memory_budget // bytes_a_sample)
@@ -47,6 +50,11 @@ class LossGradients:
     def device(self) -> torch.device:
         """Where the parameters are."""
         return next(iter(self.parameters.values())).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type in which gradients are computed."""
+        return next(iter(self.parameters.values())).dtype
 
     def per_sample(self, batch: Any) -> Iterator[Parameters]:
         """``g_i`` of each sample, in chunks: every tensor has a leading axis of at most ``chunk_size`` samples."""
@@ -60,7 +68,7 @@ class LossGradients:
                 row[position] = leaf.unsqueeze(0)
             return self._call(weights, tree_unflatten(row, structure)).squeeze(0)
 
-        gradient_of_each = vmap(grad(sample_loss), in_dims=(None, *(0 for _ in batched)))
+        gradient_of_each = vmap(grad(sample_loss), (None, *(0 for _ in batched)), randomness="different")
         weights = {name: parameter.detach() for name, parameter in self.parameters.items()}
         for start in range(0, size, self._chunk_size):
             chunk = [leaves[position][start : start + self._chunk_size] for position in batched]

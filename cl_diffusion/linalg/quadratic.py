@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -94,8 +95,10 @@ def merge(terms: Sequence[Quadratic]) -> list[Quadratic]:
     parameter that only one term knows keeps that term's importance and anchor.
 
     Raises:
-        ValueError: the merged terms are of different provenance.
+        ValueError: the terms are of different provenance, whatever their kind.
     """
+    for old, new in pairwise(terms):
+        old.operator.provenance.combined(new.operator.provenance)
     elementwise = [term for term in terms if isinstance(term.operator, (Diagonal, Identity))]
     kept = [term for term in terms if not isinstance(term.operator, (Diagonal, Identity))]
     if not elementwise:

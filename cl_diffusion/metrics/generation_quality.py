@@ -29,9 +29,15 @@ class GenerationQuality:
     Args:
         reference: the trained reference classifier.
         held_out: each task's held-out images ``(N, C, H, W)``, in [-1, 1].
+
+    Raises:
+        ValueError: a task has fewer than two held-out images.
     """
 
     def __init__(self, reference: TrainedReference, held_out: Sequence[Tensor]) -> None:
+        for task, images in enumerate(held_out, 1):
+            if len(images) < 2:
+                raise ValueError(f"task {task} has {len(images)} held-out image; a Frechet distance needs at least 2")
         self.reference = reference
         features = reference.classifier.features, reference.classifier.num_features
         self._distances = {"frechet_distance": [FrechetDistance(*features) for _ in held_out]}

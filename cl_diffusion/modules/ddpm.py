@@ -61,9 +61,9 @@ class DDPM(LightningModule):
         self._task_losses: dict[int, MeanMetric] = {}
 
     @property
-    def num_classes(self) -> int | None:
-        """How many classes images can be asked of; None for an unconditional model."""
-        return self.denoiser.num_classes
+    def class_conditional(self) -> bool:
+        """Whether images of a given class can be asked for."""
+        return self.denoiser.takes_labels
 
     @property
     def loss_identity(self) -> Mapping[str, str]:
@@ -110,6 +110,7 @@ class DDPM(LightningModule):
 
     @override
     def setup(self, stage: str) -> None:
+        self.sampler.timesteps(self.denoiser.schedule)  # refuses more steps than there are, before training
         datamodule: Any = getattr(self.trainer, "datamodule", None)
         if not hasattr(datamodule, "image_shape") or not hasattr(datamodule, "num_classes"):
             return
@@ -146,10 +147,11 @@ class DDPM(LightningModule):
 
     @override
     def predict_step(self, batch: Tensor, batch_idx: int, dataloader_idx: int = 0) -> tuple[Tensor, Tensor]:
-        """Images of the classes in ``batch``, with the classes; their noise depends on the batch's number alone."""
-        seed = int(derive_keys(_VALIDATION_SEED, torch.tensor([batch_idx])))
+        """Images of the classes in ``batch``, with the classes; noise from the global seed and the batch's number."""
+        position = batch_idx * self.trainer.world_size + self.global_rank
+        seed = int(derive_keys(torch.initial_seed(), torch.tensor([position])))
         generator = torch.Generator().manual_seed(seed)
-        if self.num_classes is None:
+        if not self.class_conditional:
             return self.sample(num_images=len(batch), generator=generator), batch
         return self.sample(batch, generator=generator), batch
 

@@ -104,8 +104,8 @@ def test_an_unconditional_model_gets_the_loss_alone(tmp_path: Path) -> None:
 def test_a_project_without_tasks_is_told_what_is_missing() -> None:
     with pytest.raises(TypeError, match="not a TaskStream"):
         trainer(ContinualMetrics()).fit(Regression(), loader(0))
-    with pytest.raises(ValueError, match="images_per_class=0"):
-        ContinualMetrics(images_per_class=0)
+    with pytest.raises(ValueError, match="images_per_class=1"):
+        ContinualMetrics(images_per_class=1)
 
 
 def test_a_non_finite_weight_stops_the_fisher_pass_with_the_name_of_a_sample(tmp_path: Path) -> None:

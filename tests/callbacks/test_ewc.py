@@ -7,10 +7,11 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch import Tensor
+from lightning.pytorch.plugins import MixedPrecision
+from torch import Tensor, nn
 
 from cl_diffusion.callbacks import EWC
-from cl_diffusion.fisher import DiagonalFisher, FisherEstimator, MeanGradientFisher
+from cl_diffusion.fisher import DiagonalFisher, FisherEstimator, MeanGradientFisher, estimate
 from tests.callbacks.stranger import Regression, loader, trainer
 
 ESTIMATORS = [DiagonalFisher(), MeanGradientFisher()]
@@ -113,6 +114,91 @@ def test_a_frozen_parameter_stays_without_gradient() -> None:
     before = model.net[0].weight.clone()
     trainer(ewc).fit(model, loader(1))
     assert torch.equal(model.net[0].weight, before)
+
+
+def test_a_parameter_that_no_term_knows_gets_no_gradient() -> None:
+    class TwoHeads(Regression):
+        def __init__(self) -> None:
+            super().__init__()
+            self.other = nn.Linear(2, 2)
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.AdamW(self.parameters(), lr=0.1, weight_decay=0.5)
+
+    model, ewc = TwoHeads(), EWC(DiagonalFisher(), strength=10.0)
+    model.other.requires_grad_(False)
+    trainer(ewc).fit(model, loader(0))
+    model.other.requires_grad_(True)
+    before = model.other.weight.clone()
+    trainer(ewc).fit(model, loader(1))
+    assert torch.equal(model.other.weight, before)
+
+
+class Tenfold(Regression):
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return 10 * batch[0], batch[1]
+
+
+class Named(Regression):
+    def per_sample_loss(self, batch: Any) -> Tensor:
+        return super().per_sample_loss(batch["main"])
+
+
+@pytest.mark.parametrize("precision", ["32-true", "64-true", "bf16-true"])
+def test_the_fisher_sees_the_batches_that_training_sees(precision: Any) -> None:
+    """Transfer hooks and precision plugin included."""
+    ewc = EWC(DiagonalFisher())
+    model = Tenfold()
+    trainer(ewc, precision=precision).fit(model, loader(0))
+    wide = model.double()
+    batches = [(10 * x.double(), y.double()) for x, y in loader(0)]
+    want = estimate(DiagonalFisher(), wide, Regression.per_sample_loss, batches)
+    rough = precision == "bf16-true"
+    got = ewc.terms[0].operator.trace()
+    torch.testing.assert_close(got, want.trace(), rtol=0.2 if rough else 1e-4, atol=0)
+
+
+def test_a_dict_of_loaders_is_combined_as_the_fit_combines_it() -> None:
+    ewc = EWC(DiagonalFisher())
+    trainer(ewc).fit(Named(), {"main": loader(0), "side": loader(1)})
+    assert ewc.terms[0].operator.provenance.record[0]["samples"] == 24
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_under_a_gradient_scaler_the_penalty_is_not_scaled(fused: bool) -> None:
+    """float16 on the CPU; a fused optimizer unscales within its step, after the hook."""
+
+    class Fused(Regression):
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.05, fused=fused)
+
+    def fit(*plugins: Any) -> list[Tensor]:
+        model = Fused()
+        for seed in (0, 1):
+            trainer(ewc, plugins=list(plugins), max_epochs=4).fit(model, loader(seed))
+        return weights(model)
+
+    ewc = EWC(DiagonalFisher(), strength=20.0)
+    exact = fit()
+    ewc = EWC(DiagonalFisher(), strength=20.0)
+    scaled = fit(MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=256.0)))
+    for a, b in zip(exact, scaled, strict=True):
+        torch.testing.assert_close(a, b, rtol=0.02, atol=0.005)
+
+
+def test_two_of_them_in_one_trainer_have_names_of_their_own(tmp_path: Path) -> None:
+    first, second = EWC(DiagonalFisher(), name="diagonal"), EWC(MeanGradientFisher(), name="rank one")
+    saving = ModelCheckpoint(tmp_path, filename="end", save_on_train_epoch_end=True)
+    trainer(first, second, saving, enable_checkpointing=True).fit(Regression(), loader(0))
+    states = torch.load(tmp_path / "end.ckpt", weights_only=True)["callbacks"]
+    assert {"diagonal", "rank one"} == {key.split("'")[3] for key in states if key.startswith("EWC")}
+
+
+def test_importance_of_another_estimator_is_not_loaded() -> None:
+    ewc = EWC(DiagonalFisher())
+    trainer(ewc).fit(Regression(), loader(0))
+    with pytest.raises(ValueError, match="fisher: .*estimator='diagonal', this estimator's is 'mean gradient"):
+        EWC(MeanGradientFisher()).load_state_dict(ewc.state_dict())
 
 
 @pytest.mark.parametrize("strength", [-1.0, float("nan"), float("inf")])

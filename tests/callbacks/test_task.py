@@ -83,6 +83,40 @@ def test_end_task_ends_it_now() -> None:
         diary.end_task(trainer())
 
 
+def test_a_stop_that_lightning_does_not_follow_yet_ends_no_task() -> None:
+    diary = Diary()
+
+    class Stop(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+            trainer.should_stop = True
+
+    trainer(diary, Stop(), max_epochs=9, min_epochs=3).fit(Regression(), loader(0))
+    assert [entry[0] for entry in diary.entries] == ["start", "end"]
+
+
+def test_a_task_of_a_stream_that_was_ended_early_is_not_ended_again() -> None:
+    diary = Diary()
+
+    class Impatient(Callback):
+        def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            if trainer.current_epoch == 1:
+                diary.end_task(trainer)
+
+    trainer(diary, Impatient(), max_epochs=3).fit(Regression(), datamodule=Stream())
+    assert diary.entries == [("start", 0, 0), ("end", 0, 0), ("start", 1, 1), ("end", 1, 1)]
+
+
+def test_a_task_whose_end_failed_has_not_ended() -> None:
+    class Failing(Diary):
+        def on_task_end(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
+            raise RuntimeError("planned")
+
+    failing = Failing()
+    with pytest.raises(RuntimeError, match="planned"):
+        trainer(failing).fit(Regression(), loader(0))
+    assert failing.state_dict() == {"running_task": 0, "started_at_epoch": 0, "tasks_ended": 0}
+
+
 def test_an_interrupted_fit_has_not_ended_its_task() -> None:
     diary = Diary()
 
@@ -115,6 +149,15 @@ def test_a_resumed_fit_has_the_same_boundaries_wherever_it_was_interrupted(steps
     trainer(diary, max_epochs=3).fit(Regression(), datamodule=Stream(), ckpt_path=tmp_path / f"step={steps}.ckpt")
     assert [entry[:2] for entry in diary.entries] == [entry[:2] for entry in STREAM]
     assert diary.entries[2] == ("start", 1, 1)
+
+
+def test_epochs_per_task_makes_up_a_missed_boundary(tmp_path: Path) -> None:
+    every = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    whole = Remembering(epochs_per_task=1)
+    trainer(whole, every, max_epochs=3, enable_checkpointing=True).fit(Regression(), loader(0))
+    resumed = Remembering(epochs_per_task=1)
+    trainer(resumed, max_epochs=3).fit(Regression(), loader(0), ckpt_path=tmp_path / "step=3.ckpt")
+    assert [entry[:2] for entry in resumed.entries] == [entry[:2] for entry in whole.entries]
 
 
 def test_a_checkpoint_at_the_boundary_holds_what_the_boundary_left(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cl_diffusion.cli import main
+from cl_diffusion.cli import command_line, main
 from tests.tiny import configuration
 
 
@@ -104,25 +105,53 @@ def test_a_folder_that_is_no_run_is_refused(folder: Path) -> None:
     (folder / "mine" / "thesis.tex").write_text("...")
     with pytest.raises(ValueError, match="run='mine' already holds files"):
         fit(configuration(folder), Path("mine"))
+    with pytest.raises(ValueError, match="ckpt_path='elsewhere.ckpt' is not a file"):
+        fit(configuration(folder), Path("mine"), "--ckpt_path", "elsewhere.ckpt")
+    torch.save({}, "elsewhere.ckpt")
     with pytest.raises(ValueError, match="no config.yaml"):
         fit(configuration(folder), Path("mine"), "--ckpt_path", "elsewhere.ckpt")
 
 
-def test_resuming_with_the_same_configuration_appends(folder: Path) -> None:
-    run = folder / "run"
-    fit(configuration(folder), run)
-    metrics, continual = rows(run / "metrics.csv"), (run / "continual.csv").read_text()
-    saved = run / "config.yaml"
-    main(["fit", "-c", str(saved), "--run", str(run), "--ckpt_path", str(run / "checkpoints" / "after_task_1.ckpt")])
-    resumed = rows(run / "metrics.csv")
+def interrupted(run: Path, folder: Path) -> Path:
+    """The finished run as it lay there after its first task."""
+    copy = folder / "interrupted"
+    shutil.copytree(run, copy)
+    (copy / "checkpoints" / "after_task_2.ckpt").unlink()
+    shutil.copyfile(copy / "checkpoints" / "after_task_1.ckpt", copy / "checkpoints" / "last.ckpt")
+    (copy / "samples" / "after_task_2.png").unlink()
+    return copy
+
+
+def test_resuming_with_the_same_configuration_appends(run: Path, folder: Path) -> None:
+    copy = interrupted(run, folder)
+    metrics = rows(copy / "metrics.csv")
+    last = copy / "checkpoints" / "last.ckpt"
+    main(["fit", "-c", str(copy / "config.yaml"), "--run", str(copy), "--ckpt_path", str(last)])
+    resumed = rows(copy / "metrics.csv")
     assert resumed[: len(metrics)] == metrics
-    assert int(resumed[len(metrics)]["step"]) >= 3
-    old, new = (
-        [row for row in csv.DictReader(text.splitlines()) if row["after"] == "1"]
-        for text in (continual, (run / "continual.csv").read_text())
-    )
-    assert old == new
-    assert len(rows(run / "continual.csv")) == len(continual.splitlines()) - 1
+    assert len(resumed) > len(metrics)
+    assert {path.name for path in (copy / "checkpoints").iterdir()} == {
+        "after_task_1.ckpt",
+        "after_task_2.ckpt",
+        "last.ckpt",
+    }
+    before, after = ([r for r in rows(path / "continual.csv") if r["after"] == "1"] for path in (run, copy))
+    assert before == after
+    assert len(rows(copy / "continual.csv")) == 9
+
+
+def test_an_older_checkpoint_may_branch_off_but_not_overwrite(run: Path, folder: Path) -> None:
+    older = ["--ckpt_path", str(run / "checkpoints" / "after_task_1.ckpt")]
+    with pytest.raises(ValueError, match="after_task_1.ckpt' is not the newest checkpoint .*give .*last.ckpt"):
+        fit(run / "config.yaml", run, *older)
+    fit(run / "config.yaml", folder / "branch", *older)
+    assert len(rows(folder / "branch" / "continual.csv")) == 9
+
+
+def test_a_fit_that_was_refused_leaves_its_folder_free(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"image_shape=\(1, 9, 9\)"):
+        fit(configuration(folder, image_size=9), folder / "run")
+    fit(configuration(folder), folder / "run")
 
 
 def test_a_strength_of_zero_is_the_run_without_it_bit_for_bit(folder: Path) -> None:
@@ -157,16 +186,29 @@ def test_the_epochs_are_the_streams_and_another_number_is_refused(folder: Path) 
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"tasks": [[0, 1], [1, 2, 3]]}, "1"),
-        ({"tasks": [[0, 1], [2]]}, "3"),
-        ({"tasks": [[0, 1, 2, 3], []]}, "empty"),
-        ({"dataset": "mnist", "root": "nowhere"}, "root"),
+        ({"tasks": [[0, 1], [1, 2, 3]]}, r"names \[1\] more than once"),
+        ({"tasks": [[0, 1], [2]]}, r"leaves \[3\] in no task"),
+        ({"tasks": [[0, 1, 2, 3], []]}, "at least one class in every task"),
+        ({"dataset": "mnist", "root": "nowhere"}, "root='nowhere'"),
     ],
 )
 def test_bad_data_is_refused_before_training(data: dict[str, Any], message: str, folder: Path) -> None:
     with pytest.raises(ValueError, match=message):
         fit(configuration(folder, **data), folder / "run")
-    assert not (folder / "run" / "checkpoints").exists()
+    assert not any(path.is_file() for path in (folder / "run").rglob("*"))
+
+
+def test_the_console_command_ends_with_the_message_alone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = configuration(folder, strength=-1.0)
+    monkeypatch.setattr(sys, "argv", ["cl-diffusion", "fit", "-c", str(config), "--run", "run"])
+    with pytest.raises(SystemExit) as exit_:
+        command_line()
+    assert exit_.value.code == 2
+    printed = capsys.readouterr().err
+    assert "cl-diffusion: error: strength=-1.0; expected a finite number >= 0" in printed
+    assert "Traceback" not in printed
 
 
 def test_a_bad_option_is_one_message_and_exit_code_2(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -83,8 +83,10 @@ def test_combining_different_provenance_names_the_field() -> None:
         Quadratic(Identity(LIKE, provenance=Provenance({"loss_reduction": reduction})), vector(1))
         for reduction in ("mean over elements", "sum over elements")
     )
-    with pytest.raises(ValueError, match="'loss_reduction' is 'mean over elements'.*'sum over elements'"):
-        merge([first, second])
+    low_rank = LowRank({"a": LIKE["a"][None] + 1}, torch.ones(1), second.operator.provenance)
+    for terms in ([first, second], [first, Quadratic(low_rank, vector(1))]):
+        with pytest.raises(ValueError, match="'loss_reduction' is 'mean over elements'.*'sum over elements'"):
+            merge(terms)
 
 
 def test_merging_keeps_both_records() -> None:

@@ -115,7 +115,7 @@ def test_another_architecture_is_refused_by_name(tmp_path: Path) -> None:
     ("changes", "data", "message"),
     [
         ({"num_class_embeds": 2}, {}, "num_class_embeds"),
-        ({}, {"image_size": 9}, "9"),
+        ({}, {"image_size": 9}, r"image_shape=\(1, 9, 9\)"),
         ({}, {"channels": 3}, "channels"),
     ],
 )
@@ -135,3 +135,34 @@ def test_an_unconditional_model_trains_and_samples(tmp_path: Path) -> None:
 def test_images_of_unknown_shape_are_not_drawn() -> None:
     with pytest.raises(ValueError, match="image_shape=None"):
         DDPM(unet(), NoiseSchedule.linear(10)).sample(torch.tensor([0]))
+
+
+def test_more_sampling_steps_than_timesteps_are_refused_before_training(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="steps=50: expected 1..10"):
+        fit(DDPM(unet(), NoiseSchedule.linear(10)), tmp_path)
+
+
+class Painter(torch.nn.Module):
+    """A network of one's own, called (x, t, y), that paints its label."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shade = torch.nn.Embedding(10, 1)
+        torch.nn.init.zeros_(self.shade.weight)
+        self.shade.weight.data[3] = 1.0
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return self.shade(y)[:, :, None, None].expand_as(x)
+
+
+def test_a_network_of_ones_own_gets_the_labels_also_when_it_predicts(tmp_path: Path) -> None:
+    model = DDPM(Painter(), prediction="x0", sampler=DDIMSampler(steps=3), optimizer=still)
+    trainer = fit(model, tmp_path)
+    trainer.datamodule.predict_classes = [3, 1]  # type: ignore[attr-defined]
+    ((images, labels),) = trainer.predict(model, trainer.datamodule)  # type: ignore[attr-defined,misc]
+    assert labels.tolist() == [3, 3, 1, 1]
+    assert images.mean((1, 2, 3)).round().tolist() == [1, 1, 0, 0]
+
+
+def still(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=0.0)

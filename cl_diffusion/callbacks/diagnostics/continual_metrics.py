@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
+from cl_diffusion.callbacks.batches import TransferredBatches
 from cl_diffusion.callbacks.diagnostics.continual_table import print_table, write_csv
 from cl_diffusion.callbacks.diagnostics.sample_grid import log_grid
 from cl_diffusion.callbacks.progress import track
@@ -30,9 +31,10 @@ class ContinualMetrics(TaskCallback):
 
     The loss is over held-out samples on fixed draws of timestep and noise; class agreement and Frechet distance judge
     images that the module draws of the task's classes, always from the same noise (``GenerationQuality``); a module
-    without ``sample``, or one that is not class-conditional, gets the loss alone. At each boundary: a table, the file
-    ``continual.csv`` (columns ``metric,after,task,value``; tasks counted from 1), a grid of samples (a row a class) in
-    ``samples/`` and to the logger, and figures to the logger. Training is bit for bit the same with and without it.
+    without ``sample``, or one whose ``class_conditional`` is not true, gets the loss alone. At each boundary: a table,
+    the file ``continual.csv`` (columns ``metric,after,task,value``; tasks counted from 1), a grid of samples (a row a
+    class) in ``samples/`` and to the logger, and figures to the logger. Training is bit for bit the same with and
+    without it.
 
     Every process computes the same figures; the first one writes them.
 
@@ -58,13 +60,15 @@ class ContinualMetrics(TaskCallback):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        for name, value in {
-            "images_per_class": images_per_class,
-            "loss_draws": loss_draws,
-            "batch_size": batch_size,
-        }.items():
-            if value < 1:
-                raise ValueError(f"{name}={value!r}; expected at least 1")
+        # A task may hold a single class, and the covariance of its images needs two of them.
+        least = {
+            "images_per_class": (images_per_class, 2),
+            "loss_draws": (loss_draws, 1),
+            "batch_size": (batch_size, 1),
+        }
+        for name, (value, bound) in least.items():
+            if value < bound:
+                raise ValueError(f"{name}={value!r}; expected at least {bound}")
         self.images_per_class = images_per_class
         self.sampler = sampler
         self.loss_draws = loss_draws
@@ -90,7 +94,7 @@ class ContinualMetrics(TaskCallback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._quality is not None:
             return
-        if not callable(getattr(pl_module, "sample", None)) or getattr(pl_module, "num_classes", None) is None:
+        if not callable(getattr(pl_module, "sample", None)) or not getattr(pl_module, "class_conditional", False):
             rank_zero_warn(
                 f"{type(pl_module).__name__} draws no images of a given class: ContinualMetrics reports the loss alone"
             )
@@ -148,8 +152,7 @@ class ContinualMetrics(TaskCallback):
         """The mean over held-out samples and draws."""
         total, count = 0.0, 0
         for draw in track(trainer, range(self.loss_draws), f"loss of task {task + 1}"):
-            for batch, indices in _keyed(stream.evaluation_dataloader(task)):
-                batch = pl_module.transfer_batch_to_device(batch, pl_module.device, 0)
+            for batch, indices in TransferredBatches(trainer, _keyed(stream.evaluation_dataloader(task))):
                 if callable(getattr(pl_module, "draw", None)):
                     batch = pl_module.draw(batch, derive_keys(self.seed, indices, draw))
                 losses = pl_module.per_sample_loss(batch)
@@ -170,7 +173,7 @@ class ContinualMetrics(TaskCallback):
             )
             for chunk in labels.split(self.batch_size)
         ]
-        return torch.cat(images), labels
+        return torch.cat(images).float(), labels
 
     def _publish(
         self, trainer: Trainer, folder: Path, task: int, num_tasks: int, drawn: list[tuple[Tensor, Tensor]]

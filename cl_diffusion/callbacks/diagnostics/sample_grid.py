@@ -17,7 +17,7 @@ def log_grid(trainer: Trainer, images: Tensor, labels: Tensor, path: Path, colum
         trainer: whose loggers.
         images: ``(N, C, H, W)`` in [-1, 1].
         labels: ``(N,)``; rows are in ascending order of the label.
-        path: of the PNG; its stem is the tag in the logger.
+        path: of the PNG; in the logger its tag is ``samples``.
         columns: images of a class at most.
     """
     grid = sample_grid(images, labels, columns)

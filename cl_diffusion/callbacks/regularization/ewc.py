@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, cast
+from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
+from cl_diffusion.callbacks.batches import TransferredBatches, training_batches
 from cl_diffusion.callbacks.progress import track
 from cl_diffusion.callbacks.regularization.regularizer import Regularizer
 from cl_diffusion.callbacks.task import task_stream
@@ -29,12 +30,18 @@ class EWC(Regularizer):
             on this estimator's matrix: see the operator's provenance before carrying it over to another.
         seed: of the draws of timestep and noise.
         epochs_per_task: the clock of a project whose data module knows nothing of tasks (see ``TaskCallback``).
+        name: in the log and in checkpoints; two of these in one Trainer need two names.
     """
 
     def __init__(
-        self, fisher: FisherEstimator, strength: float = 1.0, seed: int = 0, epochs_per_task: int | None = None
+        self,
+        fisher: FisherEstimator,
+        strength: float = 1.0,
+        seed: int = 0,
+        epochs_per_task: int | None = None,
+        name: str = "ewc",
     ) -> None:
-        super().__init__(strength, epochs_per_task)
+        super().__init__(strength, name, epochs_per_task)
         self.fisher = fisher
         self.seed = seed
 
@@ -48,12 +55,24 @@ class EWC(Regularizer):
             )
 
     @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        for term in self.terms:
+            for field, expected in self.fisher.identity().items():
+                found = term.operator.provenance.identity.get(field)
+                if found != expected:
+                    raise ValueError(
+                        f"fisher: the checkpoint's importance has {field}={found!r}, this estimator's is {expected!r}; "
+                        "use the estimator that the checkpoint was made with, or start without the checkpoint"
+                    )
+
+    @override
     def importance(self, trainer: Trainer, pl_module: LightningModule, task: int) -> Operator:
         operator = estimate(
             self.fisher,
             pl_module,
             _per_sample_loss,
-            track(trainer, _importance_batches(trainer, task), f"Fisher of task {task + 1}"),
+            TransferredBatches(trainer, track(trainer, _batches(trainer, task), f"Fisher of task {task + 1}")),
             draw=getattr(pl_module, "draw", None),
             seed=self.seed,
             identity=getattr(pl_module, "loss_identity", None),
@@ -64,10 +83,11 @@ class EWC(Regularizer):
 
     def _log(self, trainer: Trainer, operator: Operator, task: int) -> None:
         record = {"trace": float(operator.trace()), **operator.provenance.record[-1]}
-        figures = {f"ewc/{name}": float(value) for name, value in record.items() if name not in ("seed", "keyed")}
+        report = {key: value for key, value in record.items() if isinstance(value, float)}
         for logger in trainer.loggers:
+            figures = {f"{self.name}/{key}": value for key, value in {"task": task + 1.0, **report}.items()}
             logger.log_metrics(figures, step=trainer.global_step)
-        described = ", ".join(f"{name} {value:.4g}" for name, value in record.items() if isinstance(value, float))
+        described = ", ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in report.items())
         rank_zero_info(f"EWC, {operator.provenance.identity['estimator']}, task {task + 1}: {described}")
 
 
@@ -75,8 +95,6 @@ def _per_sample_loss(module: Any, batch: Any) -> Any:
     return module.per_sample_loss(batch)
 
 
-def _importance_batches(trainer: Trainer, task: int) -> Iterable[Any]:
+def _batches(trainer: Trainer, task: int) -> Iterable[Any]:
     stream = task_stream(trainer)
-    if stream is not None:
-        return stream.importance_dataloader(task)
-    return cast("Iterable[Any]", trainer.train_dataloader)
+    return training_batches(trainer) if stream is None else stream.importance_dataloader(task)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
@@ -24,18 +25,25 @@ class Regularizer(TaskCallback):
 
     Args:
         strength: ``lambda``, finite and >= 0; 0 leaves training bit for bit as it is without the callback.
+        name: in the log and in checkpoints; two regularisers of one class in one Trainer need two names.
         epochs_per_task: the clock of a project whose data module knows nothing of tasks (see ``TaskCallback``).
 
     Raises:
         ValueError: ``strength`` is negative or not finite.
     """
 
-    def __init__(self, strength: float, epochs_per_task: int | None = None) -> None:
+    def __init__(self, strength: float, name: str, epochs_per_task: int | None = None) -> None:
         super().__init__(epochs_per_task)
         if not (math.isfinite(strength) and strength >= 0):
             raise ValueError(f"strength={strength!r}; expected a finite number >= 0 (0 switches the penalty off)")
         self.strength = float(strength)
+        self.name = name
         self.terms: list[Quadratic] = []
+
+    @property
+    @override
+    def state_key(self) -> str:
+        return self._generate_state_key(name=self.name)
 
     @abstractmethod
     def importance(self, trainer: Trainer, pl_module: LightningModule, task: int) -> Operator:
@@ -56,18 +64,14 @@ class Regularizer(TaskCallback):
             return
         weights = {name: parameter.detach() for name, parameter in pl_module.named_parameters()}
         stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        grads: parameters.Parameters = {}
-        for name, parameter in pl_module.named_parameters():
-            if id(parameter) in stepped and parameter.requires_grad:
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-                grads[name] = parameter.grad
+        trained = {n: p for n, p in pl_module.named_parameters() if p.requires_grad and id(p) in stepped}
+        factor = self.strength * _gradient_scale(trainer, optimizer)
         for term in self.terms:
-            gradient = term.gradient(weights)
-            shared = gradient.keys() & grads.keys()
-            parameters.add_(
-                {name: grads[name] for name in shared}, {name: gradient[name] for name in shared}, self.strength
-            )
+            gradient = {name: g for name, g in term.gradient(weights).items() if name in trained}
+            for name in gradient:
+                if trained[name].grad is None:
+                    trained[name].grad = torch.zeros_like(trained[name])
+            parameters.add_({name: cast("Tensor", trained[name].grad) for name in gradient}, gradient, factor)
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -81,3 +85,11 @@ class Regularizer(TaskCallback):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.terms = [term.to(pl_module.device) for term in self.terms]
+
+
+def _gradient_scale(trainer: Trainer, optimizer: Optimizer) -> float:
+    """What gradients are multiplied by at this moment: a fused optimizer unscales them within its own step."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+        return float(scaler.get_scale())
+    return 1.0

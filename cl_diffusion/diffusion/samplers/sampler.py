@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cl_diffusion.diffusion.denoiser import Denoiser
 from cl_diffusion.diffusion.samplers.trajectory import trajectory
+from cl_diffusion.diffusion.schedule import NoiseSchedule
 from cl_diffusion.evaluation_mode import evaluation_mode
 
 
@@ -45,6 +46,15 @@ class Sampler(ABC):
         """
 
     @final
+    def timesteps(self, schedule: NoiseSchedule) -> list[int]:
+        """The timesteps that are visited, strictly descending; the clean image, -1, follows the last.
+
+        Raises:
+            ValueError: more steps than the schedule has timesteps, or fewer than 1.
+        """
+        return trajectory(schedule.num_steps, schedule.num_steps if self.steps is None else self.steps)
+
+    @final
     def sample(
         self,
         denoiser: Denoiser,
@@ -73,8 +83,7 @@ class Sampler(ABC):
                 not finite.
         """
         labels, count = _labels_and_count(denoiser, labels, num_images)
-        total = denoiser.schedule.num_steps
-        visited = trajectory(total, total if self.steps is None else self.steps)
+        visited = self.timesteps(denoiser.schedule)
         steps = [Step(s, t) for t, s in zip(visited, [*visited[1:], -1], strict=True)]
         normal = _normal(denoiser, (count, *shape), generator)
         with evaluation_mode(denoiser), torch.no_grad():

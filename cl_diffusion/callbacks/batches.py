@@ -1,0 +1,53 @@
+"""The batches of a pass between epochs, as the module's own steps would get them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, cast
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import CombinedLoader
+
+from cl_diffusion.keys import KeyedBatch
+
+
+class TransferredBatches(Iterable[Any]):
+    """Batches after precision conversion, the module's transfer hooks and the move to its device.
+
+    Args:
+        trainer: that runs the module.
+        batches: ``KeyedBatch`` or plain; indices stay as they are.
+    """
+
+    def __init__(self, trainer: Trainer, batches: Iterable[Any]) -> None:
+        self.trainer = trainer
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[Any]:
+        for item in self.batches:
+            if isinstance(item, KeyedBatch):
+                yield KeyedBatch(self._transfer(item.batch), item.indices)
+            else:
+                yield self._transfer(item)
+
+    def _transfer(self, batch: Any) -> Any:
+        batch = self.trainer.precision_plugin.convert_input(batch)
+        batch = self.trainer.lightning_module._on_before_batch_transfer(batch)
+        return self.trainer.strategy.batch_to_device(batch)
+
+
+def training_batches(trainer: Trainer) -> Iterable[Any]:
+    """The training batches of a project that knows nothing of tasks; several loaders combined as the fit does."""
+    loaders: Any = trainer.train_dataloader
+    if not isinstance(loaders, (dict, list, tuple)):
+        return cast("Iterable[Any]", loaders)
+    combined = CombinedLoader(loaders, trainer.fit_loop._combined_loader._mode)  # type: ignore[union-attr]
+    return _Combined(combined)
+
+
+class _Combined(Iterable[Any]):
+    def __init__(self, loader: CombinedLoader) -> None:
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[Any]:
+        return (batch for batch, _, _ in self.loader)
