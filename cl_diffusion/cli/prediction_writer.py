@@ -19,7 +19,8 @@ from cl_diffusion.callbacks.diagnostics.sample_grid import log_grid
 class PredictionWriter(BasePredictionWriter):
     """Writes ``images.png`` (a row a class) and ``images.safetensors`` (``images`` in [-1, 1], ``labels``).
 
-    Into ``predict_0``, ``predict_1``, ...: the first that is not there yet.
+    Into ``predict_0``, ``predict_1``, ...: the first that is not there yet. On several processes each writes its share,
+    ``images_RANK``.
 
     Args:
         folder: the run's.
@@ -35,11 +36,12 @@ class PredictionWriter(BasePredictionWriter):
     ) -> None:
         images = torch.cat([images.cpu() for images, _ in predictions])
         labels = torch.cat([labels.cpu() for _, labels in predictions])
-        taken = {path.name for path in self.folder.glob("predict_*")}
-        number = next(n for n in range(len(taken) + 1) if f"predict_{n}" not in taken)
-        folder = self.folder / (
-            f"predict_{number}" if trainer.world_size == 1 else f"predict_{number}/{trainer.global_rank}"
-        )
-        log_grid(trainer, images, labels, folder / "images.png")
-        save_file({"images": images.contiguous(), "labels": labels.contiguous()}, folder / "images.safetensors")
+        folder = self.folder / f"predict_{trainer.strategy.broadcast(self._first_free_number())}"
+        share = f"_{trainer.global_rank}" if trainer.world_size > 1 else ""
+        log_grid(trainer, images, labels, folder / f"images{share}.png")
+        save_file({"images": images.contiguous(), "labels": labels}, folder / f"images{share}.safetensors")
         rank_zero_info(f"{len(images)} images in {folder}")
+
+    def _first_free_number(self) -> int:
+        taken = {path.name for path in self.folder.glob("predict_*")}
+        return next(n for n in range(len(taken) + 1) if f"predict_{n}" not in taken)
