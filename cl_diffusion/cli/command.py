@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import sys
 import traceback
+import warnings
 from pathlib import Path
 from typing import Any
 
+import rich
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
+from rich.table import Table
 from typing_extensions import override
 
 from cl_diffusion.cli.checkpoint_config import configuration_of
@@ -56,6 +59,12 @@ class ContinualCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         torch.set_float32_matmul_precision("high")
         self.config[self.subcommand]["weights_only"] = True  # no pickle is read from a checkpoint
+        if self.subcommand in ("validate", "test"):
+            self.config[self.subcommand]["verbose"] = False  # Lightning's table has a column a loader; see below
+        # Neither concerns the user: Lightning on a newer torch, and callbacks that only a fit needs.
+        warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\)")
+        if self.subcommand != "fit":
+            warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint")
         if self.subcommand == "fit" and not self._get(self.config, "trainer").fast_dev_run:
             rank_zero_only(claim)(self._run, self._fit_configuration(), self._checkpoint)
 
@@ -71,6 +80,21 @@ class ContinualCLI(LightningCLI):
         if self.subcommand == "predict":
             built.callbacks.append(PredictionWriter(self._run))  # type: ignore[attr-defined]
         return built
+
+    def after_validate(self) -> None:
+        """Print what was measured."""
+        self._print_figures()
+
+    def after_test(self) -> None:
+        """Print what was measured."""
+        self._print_figures()
+
+    def _print_figures(self) -> None:
+        table = Table("metric", "value")
+        for name, value in self.trainer.callback_metrics.items():
+            table.add_row(name, f"{value:.4f}")
+        if self.trainer.is_global_zero:
+            rich.get_console().print(table)
 
     @property
     def _checkpoint(self) -> str | None:
