@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from cl_diffusion.callbacks import TaskCallback
+from cl_diffusion.callbacks import TaskCallback, TaskCheckpoint
 from tests.callbacks.stranger import Regression, loader, trainer
 
 
@@ -166,6 +167,21 @@ def test_a_checkpoint_at_the_boundary_holds_what_the_boundary_left(tmp_path: Pat
     diary = Remembering()
     trainer(diary, max_epochs=3).fit(Regression(), datamodule=Stream(), ckpt_path=tmp_path / "epoch=0.ckpt")
     assert diary.entries == STREAM
+
+
+def test_checkpoints_are_written_at_boundaries_and_every_few_epochs(tmp_path: Path) -> None:
+    seen: list[tuple[int, int | None]] = []
+
+    class Look(Callback):
+        def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            last = tmp_path / "last.ckpt"
+            epoch = torch.load(last, weights_only=True)["epoch"] if last.exists() else None
+            seen.append((trainer.current_epoch, epoch))
+
+    saving = TaskCheckpoint(str(tmp_path), every_n_epochs=2, epochs_per_task=5)
+    trainer(saving, Look(), max_epochs=6, enable_checkpointing=True).fit(Regression(), loader(0))
+    assert seen == [(0, None), (1, None), (2, 1), (3, 1), (4, 3), (5, 4)]
+    assert {path.name for path in tmp_path.iterdir()} == {"after_task_1.ckpt", "last.ckpt"}
 
 
 def test_two_clocks_are_refused() -> None:
