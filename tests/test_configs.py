@@ -47,6 +47,7 @@ def test_the_quickstart_is_the_composition_that_it_says_it_is(
 ) -> None:
     monkeypatch.chdir(ROOT)
     parts = ["base", "data/digits", "model/unet_8x8", "method/ewc_rank1", "hardware/cpu"]
-    composed = resolved(["fit", *(w for part in parts for w in ("-c", f"configs/{part}.yaml"))], capsys)
+    shorter = ["--data.epochs_per_task", "60", "--trainer.check_val_every_n_epoch", "60"]
+    composed = resolved(["fit", *(w for part in parts for w in ("-c", f"configs/{part}.yaml")), *shorter], capsys)
     quickstart = resolved(["fit", "-c", "configs/quickstart.yaml"], capsys)
     assert {**composed, "run": None} == {**quickstart, "run": None}
