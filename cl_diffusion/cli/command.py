@@ -26,9 +26,9 @@ from cl_diffusion.cli.run_folder import RunFolder, claim, run_of_checkpoint
 class ContinualCLI(LightningCLI):
     """LightningCLI for a stream of tasks in one named run folder.
 
-    - ``max_epochs`` is the sum of the stream's epochs, ``reload_dataloaders_every_n_epochs`` is 1;
+    - ``max_epochs`` is the stream's number of epochs, ``reload_dataloaders_every_n_epochs`` is 1;
     - ``--run`` is the folder of a ``fit``: configuration, ``metrics.csv``, ``continual.csv``, samples, checkpoints. A
-      folder that holds anything is refused unless the fit resumes from a checkpoint with the same configuration;
+      folder that holds anything is refused unless the fit resumes from its newest checkpoint with its configuration;
     - ``validate``, ``test`` and ``predict`` need nothing but ``--ckpt_path``: the checkpoint's hyper-parameters are
       read as the first configuration, so that what is given besides it wins.
     """
