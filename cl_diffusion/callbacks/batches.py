@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any, cast
 
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import CombinedLoader
+from torch import Tensor
 
 from cl_diffusion.keys import KeyedBatch
 
@@ -43,6 +45,32 @@ def training_batches(trainer: Trainer) -> Iterable[Any]:
         return cast("Iterable[Any]", loaders)
     combined = CombinedLoader(loaders, trainer.fit_loop._combined_loader._mode)  # type: ignore[union-attr]
     return _Combined(combined)
+
+
+def keyed(batches: Iterable[Any]) -> Iterator[KeyedBatch]:
+    """The batches with an index a sample: its own, or where it has none its position."""
+    position = 0
+    for item in batches:
+        if isinstance(item, KeyedBatch):
+            yield item
+            continue
+        size = len(item[0])
+        yield KeyedBatch(item, torch.arange(position, position + size))
+        position += size
+
+
+def images_and_labels(batches: Iterable[Any], device: torch.device) -> tuple[Tensor, Tensor]:
+    """All images and labels in the order of their indices, however tasks deal them out."""
+    every = list(keyed(batches))
+    images, labels = joined([(batch[0].to(device), batch[1].to(device)) for batch, _ in every])
+    order = torch.cat([indices for _, indices in every]).argsort().to(device)
+    return images[order], labels[order]
+
+
+def joined(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Pairs of images and labels as one pair."""
+    images, labels = zip(*parts, strict=True)
+    return torch.cat(images), torch.cat(labels)
 
 
 class _Combined(Iterable[Any]):

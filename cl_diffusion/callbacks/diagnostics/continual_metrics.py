@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +11,14 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
-from cl_diffusion.callbacks.batches import TransferredBatches
+from cl_diffusion.callbacks.batches import TransferredBatches, images_and_labels, joined, keyed
 from cl_diffusion.callbacks.diagnostics.continual_table import print_table, write_csv
 from cl_diffusion.callbacks.diagnostics.sample_grid import log_grid
 from cl_diffusion.callbacks.progress import track
 from cl_diffusion.callbacks.task import TaskCallback, task_stream
 from cl_diffusion.diffusion.samplers import Sampler
 from cl_diffusion.evaluation_mode import evaluation_mode
-from cl_diffusion.keys import KeyedBatch, derive_keys
+from cl_diffusion.keys import derive_keys
 from cl_diffusion.metrics.continual_matrix import ContinualMatrix
 from cl_diffusion.metrics.generation_quality import HIGHER_IS_BETTER, GenerationQuality
 from cl_diffusion.metrics.reference_classifier import trained_reference
@@ -135,11 +134,11 @@ class ContinualMetrics(TaskCallback):
     def _prepare_quality(self, trainer: Trainer, pl_module: LightningModule) -> GenerationQuality:
         stream = _stream(trainer)
         tasks = range(stream.num_tasks)
-        held_out = [_images_and_labels(stream.evaluation_dataloader(task), pl_module.device) for task in tasks]
+        held_out = [images_and_labels(stream.evaluation_dataloader(task), pl_module.device) for task in tasks]
         training = (batch for task in tasks for batch in stream.reference_dataloader(task))
         reference = trained_reference(
-            _images_and_labels(training, pl_module.device),
-            _joined(held_out),
+            images_and_labels(training, pl_module.device),
+            joined(held_out),
             steps=self.reference_steps,
             seed=self.seed,
             track=lambda items, description: track(trainer, items, description),
@@ -152,7 +151,7 @@ class ContinualMetrics(TaskCallback):
         """The mean over held-out samples and draws."""
         total, count = 0.0, 0
         for draw in track(trainer, range(self.loss_draws), f"loss of task {task + 1}"):
-            for batch, indices in TransferredBatches(trainer, _keyed(stream.evaluation_dataloader(task))):
+            for batch, indices in TransferredBatches(trainer, keyed(stream.evaluation_dataloader(task))):
                 if callable(getattr(pl_module, "draw", None)):
                     batch = pl_module.draw(batch, derive_keys(self.seed, indices, draw))
                 losses = pl_module.per_sample_loss(batch)
@@ -161,7 +160,7 @@ class ContinualMetrics(TaskCallback):
 
     def _draw_images(self, trainer: Trainer, pl_module: Any, stream: TaskStream, task: int) -> tuple[Tensor, Tensor]:
         """``images_per_class`` images of each class of the task, and the classes asked for."""
-        _, real_labels = _images_and_labels(stream.evaluation_dataloader(task), pl_module.device)
+        _, real_labels = images_and_labels(stream.evaluation_dataloader(task), pl_module.device)
         labels = real_labels.unique().repeat_interleave(self.images_per_class)
         generator = torch.Generator().manual_seed(int(derive_keys(self.seed, torch.tensor([task]))))
         images = [
@@ -180,7 +179,7 @@ class ContinualMetrics(TaskCallback):
     ) -> None:
         write_csv(folder / "continual.csv", self.matrices.values())
         if drawn:
-            log_grid(trainer, *_joined(drawn), folder / "samples" / f"after_task_{task + 1}.png")
+            log_grid(trainer, *joined(drawn), folder / "samples" / f"after_task_{task + 1}.png")
         figures: dict[str, float] = {}
         for name, matrix in self.matrices.items():
             figures |= {
@@ -199,27 +198,3 @@ def _stream(trainer: Trainer) -> TaskStream:
     stream = task_stream(trainer)
     assert stream is not None  # refused in setup
     return stream
-
-
-def _keyed(batches: Iterable[Any]) -> Iterable[KeyedBatch]:
-    position = 0
-    for item in batches:
-        if isinstance(item, KeyedBatch):
-            yield item
-            continue
-        size = len(item[0])
-        yield KeyedBatch(item, torch.arange(position, position + size))
-        position += size
-
-
-def _images_and_labels(batches: Iterable[Any], device: torch.device) -> tuple[Tensor, Tensor]:
-    """All images and labels in the order of their indices, however tasks deal them out."""
-    keyed = list(_keyed(batches))
-    images, labels = _joined([(batch[0].to(device), batch[1].to(device)) for batch, _ in keyed])
-    order = torch.cat([indices for _, indices in keyed]).argsort().to(device)
-    return images[order], labels[order]
-
-
-def _joined(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    images, labels = zip(*parts, strict=True)
-    return torch.cat(images), torch.cat(labels)
