@@ -6,6 +6,7 @@ every batch size, order, number of workers and number of processes.
 
 from __future__ import annotations
 
+import zlib
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,18 +26,21 @@ class KeyedBatch(NamedTuple):
     indices: Tensor
 
 
-def derive_keys(seed: int, indices: Tensor, draw: int = 0) -> Tensor:
-    """One 64-bit key a sample, distinct (up to hash collisions) for distinct ``(seed, index, draw)``.
+def derive_keys(seed: int, indices: Tensor, draw: int = 0, purpose: str = "") -> Tensor:
+    """One 64-bit key a sample, distinct (up to hash collisions) for distinct ``(seed, index, draw, purpose)``.
 
     Args:
         seed: the seed of the whole pass.
         indices: integer tensor ``(B,)``, the samples' indices in their data set.
         draw: 0, 1, ...: independent repetitions over the same samples.
+        purpose: draws for another purpose are independent of a sample's timestep and noise, whose purpose is ``""``.
 
     Returns:
         int64 tensor ``(B,)`` on the CPU. SplitMix64 finaliser (Steele, Lea & Flood 2014), applied once a field.
     """
     prefix = _mix(_mix(seed & _MASK) ^ (draw & _MASK))
+    if purpose:
+        prefix = _mix(prefix ^ zlib.crc32(purpose.encode()))
     keys = [_mix(prefix ^ (int(index) & _MASK)) for index in indices.tolist()]
     return torch.from_numpy(np.array(keys, dtype=np.uint64).view(np.int64))
 
@@ -44,6 +48,11 @@ def derive_keys(seed: int, indices: Tensor, draw: int = 0) -> Tensor:
 def keyed_integers(keys: Tensor, high: int) -> Tensor:
     """Uniform integers in ``[0, high)``, one a key: int64 ``(B,)`` on the CPU."""
     return torch.tensor([int(_generator(key).integers(high)) for key in keys.tolist()], dtype=torch.int64)
+
+
+def keyed_uniform(keys: Tensor) -> Tensor:
+    """Uniform float64 in ``[0, 1)``, one a key: ``(B,)`` on the CPU."""
+    return torch.tensor([_generator(key).random() for key in keys.tolist()], dtype=torch.float64)
 
 
 def keyed_normal(keys: Tensor, shape: tuple[int, ...]) -> Tensor:

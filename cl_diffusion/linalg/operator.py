@@ -41,6 +41,7 @@ class Operator(ABC):
 
         Raises:
             ValueError: ``step`` is negative or not finite.
+            NotImplementedError: the resolvent has no closed form.
         """
 
     @abstractmethod
@@ -57,7 +58,11 @@ class Operator(ABC):
 
     @abstractmethod
     def tensors(self) -> dict[str, Any]:
-        """What the constructor takes, for a checkpoint: tensors and dicts of tensors."""
+        """What the constructor takes, for a checkpoint: tensors, dicts of tensors and plain values."""
+
+    def state(self) -> dict[str, Any]:
+        """Tensors and plain values only; ``operator_from_state`` is the inverse."""
+        return {"kind": self.kind, "tensors": self.tensors(), "provenance": self.provenance.state()}
 
 
 def check_step(step: float) -> None:

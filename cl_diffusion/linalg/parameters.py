@@ -51,6 +51,12 @@ def add_(y: Mapping[str, Tensor], x: Mapping[str, Tensor], factor: float = 1.0) 
     torch._foreach_add_(left, right, alpha=factor)
 
 
+def add_mixed_(y: Mapping[str, Tensor], x: Mapping[str, Tensor]) -> None:
+    """``y += x`` in place, whatever the type and device of either; names that ``x`` lacks stay."""
+    for name, tensor in x.items():
+        y[name].add_(tensor.to(y[name].device))
+
+
 def clone(a: Mapping[str, Tensor]) -> Parameters:
     """A detached copy."""
     return {name: tensor.detach().clone() for name, tensor in a.items()}

@@ -35,6 +35,19 @@ class Provenance:
                 )
         return Provenance(self.identity, self.record + other.record)
 
+    def require(self, identity: Mapping[str, str]) -> None:
+        """Refuse an operator that is an estimate of something else.
+
+        Raises:
+            ValueError: a field of ``identity`` differs here; the message names the field and both values.
+        """
+        for name, expected in identity.items():
+            if self.identity.get(name) != expected:
+                raise ValueError(
+                    f"the operator is an estimate of something else: {name!r} is {self.identity.get(name)!r}, expected "
+                    f"{expected!r}; estimate it anew, or use the settings that it was made with"
+                )
+
     def state(self) -> dict[str, Any]:
         """Plain dicts and lists, for a checkpoint."""
         return {"identity": dict(self.identity), "record": [dict(entry) for entry in self.record]}

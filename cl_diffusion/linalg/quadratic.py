@@ -14,12 +14,9 @@ from torch.utils._pytree import tree_map
 from cl_diffusion.linalg import parameters
 from cl_diffusion.linalg.diagonal import Diagonal
 from cl_diffusion.linalg.identity import Identity
-from cl_diffusion.linalg.low_rank import LowRank
 from cl_diffusion.linalg.operator import Operator
 from cl_diffusion.linalg.parameters import Parameters
-from cl_diffusion.linalg.provenance import Provenance
-
-_KINDS: dict[str, type[Any]] = {"identity": Identity, "diagonal": Diagonal, "low_rank": LowRank}
+from cl_diffusion.linalg.storage import operator_from_state
 
 
 @dataclass(frozen=True)
@@ -66,13 +63,7 @@ class Quadratic:
 
     def state(self) -> dict[str, Any]:
         """Tensors and plain values only: loads with ``torch.load(weights_only=True)``."""
-        return {
-            "kind": self.operator.kind,
-            "tensors": self.operator.tensors(),
-            "provenance": self.operator.provenance.state(),
-            "anchor": dict(self.anchor),
-            "constant": self.constant,
-        }
+        return {**self.operator.state(), "anchor": dict(self.anchor), "constant": self.constant}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Quadratic:
@@ -81,10 +72,7 @@ class Quadratic:
         Raises:
             ValueError: the kind of the operator is unknown.
         """
-        if state["kind"] not in _KINDS:
-            raise ValueError(f"kind={state['kind']!r}; expected one of {sorted(_KINDS)}")
-        operator = _KINDS[state["kind"]](**state["tensors"], provenance=Provenance.from_state(state["provenance"]))
-        return cls(operator, dict(state["anchor"]), float(state["constant"]))
+        return cls(operator_from_state(state), dict(state["anchor"]), float(state["constant"]))
 
 
 def merge(terms: Sequence[Quadratic]) -> list[Quadratic]:

@@ -1,0 +1,160 @@
+"""Lanczos: a symmetric matrix seen through its products with vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+Matvec = Callable[[Tensor], Tensor]
+
+
+class Eigenpairs(NamedTuple):
+    """Ritz pairs, largest value first, and how well they hold.
+
+    ``values``: float64 ``(..., k)``. ``vectors``: ``(..., k, d)``, orthonormal. ``residuals``: ``|A v - lambda v|``,
+    float64 ``(..., k)``. ``steps``: products taken. ``converged``: whether every residual met the tolerance.
+    """
+
+    values: Tensor
+    vectors: Tensor
+    residuals: Tensor
+    steps: int
+    converged: bool
+
+
+class Krylov:
+    """An orthonormal basis ``Q`` of a Krylov space and ``H = Q^T A Q``, grown one product at a time.
+
+    Each new vector is orthogonalised twice against all before it (Parlett's "twice is enough"), and every coefficient
+    is kept: ``A Q = Q H + beta q e^T`` holds to rounding even where ``A`` is not exactly symmetric. Where the space is
+    exhausted (``beta`` negligible) the basis goes on with a fresh random direction, which ``H`` leaves uncoupled, so
+    that a second copy of a multiple eigenvalue is found.
+
+    Acts on the last axis; leading axes are independent problems.
+
+    Args:
+        matvec: ``A q`` for ``q`` of the shape of ``start``.
+        start: ``(..., d)``, not zero.
+        breakdown: ``beta`` counts as negligible below this multiple of ``|A q|``.
+
+    Raises:
+        ValueError: ``start`` is zero or not finite.
+    """
+
+    def __init__(self, matvec: Matvec, start: Tensor, breakdown: float | None = None) -> None:
+        norm = torch.linalg.vector_norm(start, dim=-1, keepdim=True)
+        if not bool(((norm > 0) & norm.isfinite()).all()):
+            raise ValueError(f"start has norm {norm.amin().item():g}; expected a finite vector that is not zero")
+        self._matvec = matvec
+        self._breakdown = 100 * torch.finfo(start.dtype).eps if breakdown is None else breakdown
+        self.basis = [start / norm]
+        self._generator = torch.Generator().manual_seed(0)
+        self._columns: list[Tensor] = []  # column j: <q_i, A q_j> for i <= j, float64 (..., j + 1)
+        self.betas: list[Tensor] = []  # |A q_j - Q Q^T A q_j|, float64 (...); 0 where the space was exhausted
+
+    @property
+    def steps(self) -> int:
+        """The number of products taken."""
+        return len(self._columns)
+
+    def extend(self) -> None:
+        """Take one more product, and one more basis vector where the dimension allows."""
+        product = self._matvec(self.basis[-1])
+        scale = torch.linalg.vector_norm(product, dim=-1)
+        rest, column = self._orthogonalised(product)
+        beta = torch.linalg.vector_norm(rest, dim=-1)
+        exhausted = beta <= self._breakdown * scale
+        self._columns.append(column)
+        self.betas.append(torch.where(exhausted, 0.0, beta).double())
+        if self.steps == rest.shape[-1]:
+            return
+        following = rest / torch.where(exhausted, 1.0, beta)[..., None]
+        if bool(exhausted.any()):
+            following = torch.where(exhausted[..., None], self._fresh(rest), following)
+        self.basis.append(following)
+
+    def projected(self) -> Tensor:
+        """``H`` of the products taken so far, float64 ``(..., m, m)``, not symmetrised."""
+        size = self.steps
+        matrix = self._columns[0].new_zeros((*self._columns[0].shape[:-1], size, size))
+        for j, column in enumerate(self._columns):
+            matrix[..., : j + 1, j] = column
+            if j + 1 < size:
+                matrix[..., j + 1, j] = self.betas[j]
+        return matrix
+
+    def combination(self, coefficients: Tensor) -> Tensor:
+        """``Q c`` for ``c`` of shape ``(..., m, k)``: ``(..., k, d)``."""
+        weights = coefficients.to(self.basis[0].dtype)
+        total: Tensor = weights[..., 0, :, None] * self.basis[0][..., None, :]
+        for j in range(1, weights.shape[-2]):
+            total += weights[..., j, :, None] * self.basis[j][..., None, :]
+        return total
+
+    def _orthogonalised(self, vector: Tensor) -> tuple[Tensor, Tensor]:
+        coefficients = [torch.zeros(vector.shape[:-1], dtype=torch.float64, device=vector.device) for _ in self.basis]
+        for _ in range(2):
+            for index, q in enumerate(self.basis):
+                overlap = (q * vector).sum(-1, keepdim=True)
+                coefficients[index] += overlap[..., 0].double()
+                vector = vector - overlap * q
+        return vector, torch.stack(coefficients, dim=-1)
+
+    def _fresh(self, like: Tensor) -> Tensor:
+        direction = torch.randn(like.shape, generator=self._generator, dtype=like.dtype).to(like.device)
+        direction, _ = self._orthogonalised(direction)
+        length: Tensor = torch.linalg.vector_norm(direction, dim=-1, keepdim=True)
+        return direction / length
+
+
+def lanczos_eigenpairs(
+    matvec: Matvec, start: Tensor, rank: int, *, tolerance: float = 1e-6, max_steps: int | None = None
+) -> Eigenpairs:
+    """The ``rank`` largest eigenvalues of a symmetric positive semi-definite ``A`` and their eigenvectors.
+
+    Lanczos with full re-orthogonalisation (``Krylov``), without restart; it stops as soon as all ``rank`` residuals are
+    at most ``tolerance`` times the largest Ritz value. A residual bounds the error of its eigenvalue, and divided by
+    the gap to the next that of its eigenvector (Parlett 1998, section 4.5 and 11.7).
+
+    Args:
+        matvec: ``A q`` for ``q`` of the shape of ``start``.
+        start: ``(..., d)``; acts on the last axis, leading axes are independent problems.
+        rank: how many pairs, ``k``; no more than ``d`` are returned.
+        tolerance: relative to the largest Ritz value.
+        max_steps: products at most, and so vectors of length ``d`` kept; by default ``max(20, 4 k + 20)``.
+
+    Raises:
+        ValueError: ``rank`` or ``max_steps`` leaves nothing to find, or ``start`` is zero.
+    """
+    dimension = start.shape[-1]
+    steps = max(20, 4 * rank + 20) if max_steps is None else max_steps
+    if rank < 1 or steps < rank:
+        raise ValueError(f"rank={rank}, max_steps={max_steps}; expected 1 <= rank <= max_steps")
+    krylov = Krylov(matvec, start)
+    size = min(rank, dimension)
+    while True:
+        krylov.extend()
+        if krylov.steps < size:
+            continue
+        values, coordinates, residuals = _ritz(krylov, size)
+        converged = bool((residuals <= tolerance * values[..., :1].clamp(min=0.0)).all())
+        if converged or krylov.steps >= min(steps, dimension):
+            vectors = krylov.combination(coordinates)
+            return Eigenpairs(values.clamp(min=0.0), vectors, residuals, krylov.steps, converged)
+
+
+def _ritz(krylov: Krylov, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Values, coordinates in the basis ``(..., m, k)`` and residual norms of the largest Ritz pairs.
+
+    ``A Q y - theta Q y = Q (H - (H + H^T)/2) y + beta q e_m^T y``: the first part is what ``A`` lacks of symmetry.
+    """
+    projected = krylov.projected()
+    symmetric = (projected + projected.mT) / 2
+    values, coordinates = torch.linalg.eigh(symmetric)
+    values, coordinates = values.flip(-1)[..., :rank], coordinates.flip(-1)[..., :rank]
+    asymmetric = torch.linalg.vector_norm((projected - symmetric) @ coordinates, dim=-2)
+    outside = krylov.betas[-1][..., None] * coordinates[..., -1, :]
+    return values, coordinates, torch.hypot(asymmetric, outside)
