@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cl_diffusion.diffusion.bands import SNRBand, quantile_bands
+from cl_diffusion.diffusion.bands import SNRBand, SNRBands, quantile_bands
 from cl_diffusion.diffusion.denoiser import Denoiser
 from cl_diffusion.diffusion.loss import DenoisingLoss, DrawnBatch
 from cl_diffusion.diffusion.prediction import Prediction
@@ -15,5 +15,6 @@ __all__ = [
     "NoiseSchedule",
     "Prediction",
     "SNRBand",
+    "SNRBands",
     "quantile_bands",
 ]

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,6 +55,49 @@ class SNRBand:
                 f"timesteps, whose log-snr runs from {lowest:.4g} to {highest:.4g}: choose one that meets that range."
             )
         return timesteps
+
+
+class SNRBands:
+    """The band of each sample of a drawn batch: what a banded Fisher is banded by.
+
+    Args:
+        bands: from the lowest log-snr (most noise) to the highest, not overlapping; log-snr between two of them is in
+            no band.
+
+    Raises:
+        ValueError: there is no band, two have one name, or they overlap.
+    """
+
+    def __init__(self, bands: Sequence[SNRBand]) -> None:
+        names = [band.name for band in bands]
+        if not bands or len(set(names)) < len(names) or any(a.high > b.low for a, b in pairwise(bands)):
+            raise ValueError(
+                f"bands={tuple(bands)}: expected bands of different names, ascending and not overlapping in log-snr."
+            )
+        self.bands = tuple(bands)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """One name a band."""
+        return tuple(band.name for band in self.bands)
+
+    def __call__(self, batch: Any) -> Tensor:
+        """The position of each sample's band: int64 ``(B,)``; -1 is in none.
+
+        Raises:
+            ValueError: the batch does not tell its samples' log-snr, as a ``DrawnBatch`` does.
+        """
+        log_snr = getattr(batch, "log_snr", None)
+        if not isinstance(log_snr, Tensor):
+            raise ValueError(f"batch={type(batch).__name__}: expected a drawn batch with the `log_snr` of each sample.")
+        position = torch.full_like(log_snr, -1, dtype=torch.int64)
+        for number, band in enumerate(self.bands):
+            position[band.contains(log_snr)] = number
+        return position
+
+    def describe(self) -> str:
+        """Names and edges, equal where bands are."""
+        return ", ".join(f"{band.name} [{band.low:g}, {band.high:g})" for band in self.bands)
 
 
 def quantile_bands(

@@ -18,13 +18,14 @@ class DrawnBatch(NamedTuple):
     """A batch with all its random draws made: what the loss needs, and nothing random left.
 
     ``images``: clean, ``(B, C, H, W)``, in [-1, 1]. ``labels``: int64 ``(B,)`` or None. ``timesteps``: int64 ``(B,)``.
-    ``noise``: standard normal, of the shape of ``images``.
+    ``noise``: standard normal, of the shape of ``images``. ``log_snr``: of the timesteps, ``(B,)``, for bands.
     """
 
     images: Tensor
     labels: Tensor | None
     timesteps: Tensor
     noise: Tensor
+    log_snr: Tensor | None = None
 
 
 class DenoisingLoss:
@@ -65,16 +66,24 @@ class DenoisingLoss:
         else:
             choice = keyed_integers(keys, len(allowed)).to(images.device)
             noise = keyed_normal(keys, tuple(images.shape[1:])).to(images)
-        return DrawnBatch(images, labels, allowed.to(images.device)[choice], noise)
+        timesteps = allowed.to(images.device)[choice]
+        return DrawnBatch(images, labels, timesteps, noise, schedule.log_snr.to(images.device)[timesteps])
 
     def __call__(self, denoiser: Denoiser, drawn: DrawnBatch) -> Tensor:
         """The loss of each sample, ``(B,)``: mean over the elements of its prediction, not averaged over samples."""
-        images, labels, t, noise = drawn
-        scales = denoiser.schedule.scales(t, like=images)
-        prediction = denoiser(denoiser.schedule.add_noise(images, noise, t), t, labels)
-        target = training_target(denoiser.prediction, images, noise, scales)
-        squared_error: Tensor = (prediction - target).square()
+        squared_error: Tensor = (self.output(denoiser, drawn) - self.target(denoiser, drawn)).square()
         return squared_error.flatten(1).mean(1)
+
+    def output(self, denoiser: Denoiser, drawn: DrawnBatch) -> Tensor:
+        """The network's prediction for each sample, of the shape of the images."""
+        t = drawn.timesteps
+        prediction: Tensor = denoiser(denoiser.schedule.add_noise(drawn.images, drawn.noise, t), t, drawn.labels)
+        return prediction
+
+    def target(self, denoiser: Denoiser, drawn: DrawnBatch) -> Tensor:
+        """What the prediction is trained towards, of the shape of the images."""
+        scales = denoiser.schedule.scales(drawn.timesteps, like=drawn.images)
+        return training_target(denoiser.prediction, drawn.images, drawn.noise, scales)
 
     def describe(self, schedule: NoiseSchedule) -> dict[str, str]:
         """What an estimate made with this loss is an estimate of: equal for equal laws, so fit to be compared."""

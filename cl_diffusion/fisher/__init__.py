@@ -1,8 +1,35 @@
 """Gradients in, importance operator out, for any model."""
 
+from cl_diffusion.fisher.banded import BandedFisher, Bands
+from cl_diffusion.fisher.check import Check, check
+from cl_diffusion.fisher.criterion import Criterion, CrossEntropy, OutputLoss, SquaredError
 from cl_diffusion.fisher.diagonal import DiagonalFisher
 from cl_diffusion.fisher.estimator import FisherEstimator, estimate
 from cl_diffusion.fisher.gradient import LossGradients
+from cl_diffusion.fisher.kronecker import KroneckerFisher
+from cl_diffusion.fisher.leading_eigenpairs import LeadingEigenpairsFisher
 from cl_diffusion.fisher.mean_gradient import MeanGradientFisher
+from cl_diffusion.fisher.sketched_diagonal import SketchedDiagonalFisher
+from cl_diffusion.fisher.weighting import GivenWeights, OutputNormalized, Weighting
 
-__all__ = ["DiagonalFisher", "FisherEstimator", "LossGradients", "MeanGradientFisher", "estimate"]
+__all__ = [
+    "BandedFisher",
+    "Bands",
+    "Check",
+    "Criterion",
+    "CrossEntropy",
+    "DiagonalFisher",
+    "FisherEstimator",
+    "GivenWeights",
+    "KroneckerFisher",
+    "LeadingEigenpairsFisher",
+    "LossGradients",
+    "MeanGradientFisher",
+    "OutputLoss",
+    "OutputNormalized",
+    "SketchedDiagonalFisher",
+    "SquaredError",
+    "Weighting",
+    "check",
+    "estimate",
+]

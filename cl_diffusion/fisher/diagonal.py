@@ -1,47 +1,35 @@
-"""The diagonal of the empirical Fisher."""
+"""The diagonal of the Fisher."""
 
 from __future__ import annotations
 
 import torch
 from typing_extensions import override
 
-from cl_diffusion.fisher.estimator import FisherEstimator, require_samples
-from cl_diffusion.fisher.gradient import batch_size
-from cl_diffusion.fisher.samples import Samples
-from cl_diffusion.linalg import Diagonal, Operator
+from cl_diffusion.fisher.estimator import FisherEstimator, Report, require_samples
+from cl_diffusion.fisher.population import Population
+from cl_diffusion.linalg import Diagonal, Operator, parameters
 
 
 class DiagonalFisher(FisherEstimator):
-    """``f = (1/n) sum_i g_i * g_i``: the diagonal of the empirical Fisher ``E[g g^T]``, of per-sample gradients.
+    """``f = (1/n) sum_i a_i g_i * g_i``: the diagonal of ``F``, exactly, of per-sample gradients; one pass.
 
-    Not the squared gradient of a batch, which is another matrix (van de Ven 2025, 2502.11756, names it BATCHED), and
-    not the Fisher information (Kunstner et al. 2019, 1905.12558). One pass, ``vmap(grad)`` in chunks.
+    With the empirical residual it is not the squared gradient of a batch, which is another matrix (van de Ven 2025,
+    2502.11756, names it BATCHED), and not the Fisher information (Kunstner et al. 2019, 1905.12558).
 
-    Args:
-        dtype: of the sums over samples; the operator has the parameters' own type.
+    Takes the arguments of ``FisherEstimator``.
     """
 
-    def __init__(self, dtype: torch.dtype = torch.float64) -> None:
-        self.dtype = dtype
+    name = "diagonal"
 
     @override
-    def identity(self) -> dict[str, str]:
-        return {"estimator": "diagonal", "residual": "empirical"}
-
-    @override
-    def compute(self, samples: Samples) -> tuple[Operator, dict[str, float]]:
-        weights = samples.gradients.parameters
-        squares = {name: torch.zeros_like(weight, dtype=self.dtype) for name, weight in weights.items()}
-        count = torch.zeros((), dtype=torch.float64, device=samples.gradients.device)
+    def compute(self, population: Population) -> tuple[Operator, Report]:
+        samples, report = self.samples(population)
+        squares, count = samples.zeros(), torch.zeros(1, dtype=torch.float64, device=samples.device)
         for drawn in samples.drawn():
-            for gradients in samples.gradients.per_sample(drawn.batch):
-                chunk = {name: g.square().sum(0, dtype=self.dtype) for name, g in gradients.items()}
-                samples.require_finite(chunk, drawn)
-                for name, square in chunk.items():
-                    squares[name] += square
-            count += batch_size(drawn.batch)
+            parameters.add_mixed_(squares, samples.summed_squares(drawn))
+            count += drawn.num_samples
         samples.all_reduce({**squares, "count": count})
         n = float(count)
         require_samples(n)
-        values = {name: (square / n).to(weights[name].dtype) for name, square in squares.items()}
-        return Diagonal(values), {"samples": n}
+        mean = samples.to_parameters(parameters.scale(squares, 1 / n))
+        return Diagonal(mean), {"samples": n, **report}

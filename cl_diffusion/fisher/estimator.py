@@ -3,32 +3,114 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, TypedDict, get_args
 
 import torch
 from torch import nn
 
 from cl_diffusion.evaluation_mode import evaluation_mode
-from cl_diffusion.fisher.gradient import Loss, LossGradients
-from cl_diffusion.fisher.samples import Draw, Samples
-from cl_diffusion.linalg import Operator, Provenance
+from cl_diffusion.fisher.gradient import Loss
+from cl_diffusion.fisher.population import Draw, Population
+from cl_diffusion.fisher.residual import RESIDUALS, ResidualName
+from cl_diffusion.fisher.samples import Samples
+from cl_diffusion.fisher.weighting import Weighting
+from cl_diffusion.linalg import Operator, Provenance, parameters
+
+Report = dict[str, Any]
+
+
+class Settings(TypedDict, total=False):
+    """What every estimator takes besides its own arguments; see ``FisherEstimator``."""
+
+    residual: ResidualName
+    weighting: Weighting | None
+    include: Sequence[str]
+    exclude: Sequence[str]
+    dtype: torch.dtype
+    offload: bool
 
 
 class FisherEstimator(ABC):
-    """An estimate of a second moment of per-sample gradients.
+    """An estimate of a second moment ``F = (1/n) sum_i a_i g_i g_i^T`` of per-sample gradients.
 
-    A leaf states its sums, fills them in one or more passes over ``Samples``, reduces them over processes with
-    ``Samples.all_reduce``, and returns an operator. It holds configuration only: no state survives ``compute``.
+    A leaf passes over ``samples(population)``, fills its sums, reduces them over processes (an all-reduce of what it
+    declares, never a gathering of vectors as long as the parameters), and returns an operator. It holds configuration
+    only: no state survives ``compute``.
+
+    Args:
+        residual: whose gradients. ``"empirical"``: of the training loss. ``"model"``: of the loss at a target drawn
+            from the model, so that ``F`` is the true Fisher, in expectation the generalised Gauss-Newton matrix.
+            ``"expectation"``: the same without sampling, at one backward an outcome (a class; an output element of a
+            squared error). ``"negated_logits"``: EWC-DR. All but the first need an ``OutputLoss``.
+        weighting: the ``a_i``, such as ``OutputNormalized``; None is ones.
+        include: glob patterns of parameter names; a parameter takes part if one fits.
+        exclude: glob patterns of parameter names that take no part.
+        dtype: of sums over samples; operators have the parameters' own type.
+        offload: keep sums over samples on the CPU.
+
+    Raises:
+        ValueError: unknown residual, or one that the weighting does not go with.
     """
 
+    def __init__(
+        self,
+        *,
+        residual: ResidualName = "empirical",
+        weighting: Weighting | None = None,
+        include: Sequence[str] = ("*",),
+        exclude: Sequence[str] = (),
+        dtype: torch.dtype = torch.float64,
+        offload: bool = False,
+    ) -> None:
+        if residual not in RESIDUALS:
+            raise ValueError(f"residual={residual!r}; expected one of {', '.join(map(repr, get_args(ResidualName)))}")
+        if residual == "expectation" and weighting is not None:
+            raise ValueError(
+                "residual='expectation' sums over outcomes and has no residual that a weighting could look at; use "
+                "residual='model', or weighting=None"
+            )
+        self.residual = RESIDUALS[residual]
+        self.weighting = weighting
+        self.include = tuple(include)
+        self.exclude = tuple(exclude)
+        self.dtype = dtype
+        self.offload = offload
+
+    @property
     @abstractmethod
-    def compute(self, samples: Samples) -> tuple[Operator, dict[str, float]]:
-        """The operator, and what the estimator reports of its own sampling error (with the key ``samples``)."""
+    def name(self) -> str:
+        """Which matrix this is, for the provenance."""
 
     @abstractmethod
+    def compute(self, population: Population) -> tuple[Operator, Report]:
+        """The operator, and what the estimator reports of its own sampling error (with the key ``samples``)."""
+
+    @property
+    def needs_output(self) -> bool:
+        """Whether the loss must be an ``OutputLoss``."""
+        return self.residual.needs_output or (self.weighting is not None and self.weighting.needs_output)
+
     def identity(self) -> dict[str, str]:
-        """What makes two estimates comparable: estimator, residual and whatever else defines the matrix."""
+        """What makes two estimates comparable: estimator, residual, weighting and whatever else defines the matrix."""
+        selected = {} if (self.include, self.exclude) == (("*",), ()) else {"parameters": self._described_selection()}
+        weighting = "none" if self.weighting is None else self.weighting.describe()
+        return {"estimator": self.name, "residual": self.residual.name, "weighting": weighting, **selected}
+
+    def selects(self, name: str) -> bool:
+        """Whether a parameter takes part."""
+        return any(fnmatchcase(name, pattern) for pattern in self.include) and not any(
+            fnmatchcase(name, pattern) for pattern in self.exclude
+        )
+
+    def samples(self, population: Population) -> tuple[Samples, Report]:
+        """The samples with this estimator's residual and weights, and what fitting the weights has found."""
+        plain = Samples(population, self.residual, self.selects, self.dtype, self.offload)
+        return (plain, {}) if self.weighting is None else self.weighting.fitted(plain)
+
+    def _described_selection(self) -> str:
+        return ", ".join(self.include) + (f" but not {', '.join(self.exclude)}" if self.exclude else "")
 
 
 def estimate(
@@ -52,11 +134,11 @@ def estimate(
     Args:
         estimator: which matrix, and how.
         model: any module with trainable parameters.
-        loss: ``loss(model, batch) -> (B,)``, one entry a sample.
+        loss: ``loss(model, batch) -> (B,)``, one entry a sample; an ``OutputLoss`` where the estimator needs outputs.
         batches: a list or DataLoader; ``KeyedBatch`` where samples have indices of their own.
         draw: makes a batch's random draws from one key a sample, so that ``loss`` of its result is deterministic.
         seed: of the draws.
-        chunk_size: per-sample gradients are held for so many samples at a time; by default as fit 512 MiB.
+        chunk_size: ``vmap(grad)`` holds so many samples at a time, where it is used; by default as fit 128 MiB.
         identity: further fields of the provenance's identity, such as the loss reduction.
         record: further fields of the provenance's record, such as the task.
 
@@ -64,22 +146,24 @@ def estimate(
         The operator, with its provenance.
 
     Raises:
-        ValueError: no samples, no trainable parameters, a loss of another shape.
+        ValueError: no samples, no trainable parameters, a loss of another shape, or one that says too little of itself.
         FloatingPointError: a gradient is not finite; names the sample and the first bad parameter.
     """
-    gradients = LossGradients(model, loss, chunk_size)
-    samples = Samples(gradients, batches, draw, seed)
-    devices = [gradients.device] if gradients.device.type == "cuda" else []
+    if not parameters.trainable_parameters(model):
+        raise ValueError(f"model={type(model).__name__} has no parameter that requires a gradient; unfreeze some")
+    population = Population(model, loss, batches, draw, seed, chunk_size)
+    first = next(iter(model.parameters()))
+    devices = [first.device] if first.device.type == "cuda" else []
     with (
         evaluation_mode(model),
         torch.random.fork_rng(devices),
         torch.inference_mode(False),
-        torch.autocast(gradients.device.type, enabled=False),
+        torch.autocast(first.device.type, enabled=False),
     ):
-        operator, report = estimator.compute(samples)
+        operator, report = estimator.compute(population)
     operator.provenance = Provenance(
         {**estimator.identity(), **(identity or {})},
-        ({"seed": seed, "keyed": samples.keyed, "dtype": str(gradients.dtype), **report, **(record or {})},),
+        ({"seed": seed, "keyed": population.keyed, "dtype": str(first.dtype), **report, **(record or {})},),
     )
     return operator
 

@@ -1,4 +1,4 @@
-"""Gradients of a per-sample loss: one a sample, their sum, and their projections on a direction."""
+"""Gradients of a per-sample loss: one a sample, and the sums over samples that need none of them singly."""
 
 from __future__ import annotations
 
@@ -11,40 +11,57 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from cl_diffusion.fisher.capture import layer_gradients
+from cl_diffusion.fisher.layers import LayerGradients
 from cl_diffusion.linalg import Parameters, parameters
 
 Loss = Callable[[Any, Any], Tensor]
 
 
 class LossGradients:
-    """Gradients of ``loss(model, batch) -> (B,)`` with respect to the model's trainable parameters.
+    """Gradients ``g_i`` of ``loss(model, batch) -> (B,)`` with respect to the model's trainable parameters.
 
-    Nothing of the model changes: no ``.grad`` is written, no buffer updated. Fused attention has no batched derivative,
-    so attention runs on its plain kernel inside.
+    Two ways lead to them. *Layers*: one ordinary forward and backward to the outputs of linear, convolutional, norm and
+    embedding layers, from which their parameters' per-sample gradients are small products. *Batched derivative*:
+    ``vmap(grad)``, which takes any parameter of any model and costs several times as much. A parameter goes by its
+    layer where that was verified: on the first batch, random signed sums of its per-sample gradients must agree with an
+    ordinary backward of the signed sum of losses to rounding, which no misattribution of samples survives.
+
+    Nothing of the model changes: no ``.grad`` is written, no buffer updated.
 
     Args:
         model: any module; parameters that require no gradient are left out.
         loss: one entry a sample. A sample's loss must not depend on the other samples of its batch; tensors of a batch
             whose leading axis is as long as the first tensor's are taken to hold one entry a sample, others are shared.
-        chunk_size: per-sample gradients are held for so many samples at a time; by default as many as fit
-            ``memory_budget`` bytes.
+        chunk_size: ``vmap(grad)`` holds so many samples at a time; by default as many as fit ``memory_budget``.
         memory_budget: bytes of per-sample gradients held at once.
+        select: which of the trainable parameters to take, by name; None is all.
 
     Raises:
-        ValueError: no parameter requires a gradient, or ``chunk_size`` is not positive.
+        ValueError: no parameter is left, or ``chunk_size`` is not positive.
     """
 
     def __init__(
-        self, model: nn.Module, loss: Loss, chunk_size: int | None = None, memory_budget: int = 512 * 2**20
+        self,
+        model: nn.Module,
+        loss: Loss,
+        chunk_size: int | None = None,
+        memory_budget: int = 128 * 2**20,
+        select: Callable[[str], bool] | None = None,
     ) -> None:
-        self.parameters: Parameters = parameters.trainable_parameters(model)
-        if not self.parameters:
+        trainable = parameters.trainable_parameters(model)
+        if not trainable:
             raise ValueError(f"model={type(model).__name__} has no parameter that requires a gradient; unfreeze some")
+        self.parameters: Parameters = {n: p for n, p in trainable.items() if select is None or select(n)}
+        if not self.parameters:
+            raise ValueError(f"none of the {len(trainable)} trainable parameters is selected; widen the filter by name")
         if chunk_size is not None and chunk_size < 1:
             raise ValueError(f"chunk_size={chunk_size!r}; expected at least 1 sample, or None")
+        self._model = model
         self._losses = _Losses(model, loss)
-        bytes_a_sample = sum(p.numel() * p.element_size() for p in self.parameters.values())
-        self._chunk_size = chunk_size or max(1, memory_budget // bytes_a_sample)
+        self._given_chunk_size = chunk_size
+        self._memory_budget = memory_budget
+        self._by_layer: frozenset[str] | None = None  # None until verified
 
     @property
     def device(self) -> torch.device:
@@ -56,11 +73,14 @@ class LossGradients:
         """The type in which gradients are computed."""
         return next(iter(self.parameters.values())).dtype
 
-    def per_sample(self, batch: Any) -> Iterator[Parameters]:
-        """``g_i`` of each sample, in chunks: every tensor has a leading axis of at most ``chunk_size`` samples."""
+    def per_sample(self, batch: Any, names: frozenset[str] | None = None) -> Iterator[Parameters]:
+        """``g_i`` of each sample by ``vmap(grad)``, in chunks: each tensor has a leading axis of samples.
+
+        Fused attention has no batched derivative, so attention runs on its plain kernel inside.
+        """
         leaves, structure = tree_flatten(batch)
         size = batch_size(batch)
-        batched = [position for position, leaf in enumerate(leaves) if _has_samples(leaf, size)]
+        batched = [position for position, leaf in enumerate(leaves) if has_samples(leaf, size)]
 
         def sample_loss(weights: Parameters, *sample: Tensor) -> Tensor:
             row = list(leaves)
@@ -69,26 +89,88 @@ class LossGradients:
             return self._call(weights, tree_unflatten(row, structure)).squeeze(0)
 
         gradient_of_each = vmap(grad(sample_loss), (None, *(0 for _ in batched)), randomness="different")
-        weights = {name: parameter.detach() for name, parameter in self.parameters.items()}
-        for start in range(0, size, self._chunk_size):
-            chunk = [leaves[position][start : start + self._chunk_size] for position in batched]
+        weights = {n: p.detach() for n, p in self.parameters.items() if names is None or n in names}
+        step = self._chunk_size(weights)
+        for start in range(0, size, step):
+            chunk = [leaves[position][start : start + step] for position in batched]
             with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
                 yield gradient_of_each(weights, *chunk)
 
-    def summed(self, batch: Any) -> Parameters:
-        """``sum_i g_i`` over the batch, by one ordinary backward."""
+    def summed(self, batch: Any, weights: Tensor | None = None) -> Parameters:
+        """``sum_i w_i g_i`` over the batch, by one ordinary backward; ``w`` of shape ``(B,)``, None is ones."""
         with torch.enable_grad():
-            total = self._call(self.parameters, batch).sum()
-        gradients = torch.autograd.grad(total, list(self.parameters.values()), materialize_grads=True)
+            losses = self.losses(batch)
+        weights = torch.ones_like(losses) if weights is None else weights.to(losses)
+        gradients = torch.autograd.grad(losses, list(self.parameters.values()), weights, materialize_grads=True)
         return dict(zip(self.parameters, gradients, strict=True))
 
+    def summed_squares(self, batch: Any) -> Parameters:
+        """``sum_i g_i * g_i`` over the batch, of per-sample gradients."""
+        layers, rest = self._split(batch)
+        totals = {name: square for layer in layers for name, square in layer.summed_squares().items()}
+        for chunk in self.per_sample(batch, rest) if rest else ():
+            for name, g in chunk.items():
+                square = g.square().sum(0)
+                totals[name] = totals[name].add_(square) if name in totals else square
+        return {name: totals[name] for name in self.parameters}
+
     def projections(self, batch: Any, direction: Parameters) -> Tensor:
-        """``g_i^T v`` of each sample: shape ``(B,)``."""
-        chunks = []
-        for gradients in self.per_sample(batch):
-            parts = [g.flatten(1) @ direction[name].reshape(-1) for name, g in gradients.items()]
-            chunks.append(torch.stack(parts).sum(0))
-        return torch.cat(chunks)
+        """``g_i^T v`` of each sample: float64 ``(B,)``."""
+        layers, rest = self._split(batch)
+        return self._projections(batch, direction, layers, rest)
+
+    def products(self, batch: Any, direction: Parameters) -> Parameters:
+        """``sum_i g_i (g_i^T v)`` over the batch: the empirical second moment times ``v``."""
+        layers, rest = self._split(batch)
+        scales = self._projections(batch, direction, layers, rest)
+        weights = scales.to(self.dtype)
+        if rest:
+            return self.summed(batch, weights)
+        totals = {name: g for layer in layers for name, g in layer.weighted_sum(weights).items()}
+        return {name: totals[name] for name in self.parameters}
+
+    def losses(self, batch: Any) -> Tensor:
+        """The loss of each sample, ``(B,)``, differentiable in the parameters."""
+        return self._call(self.parameters, batch)
+
+    def layers(self, batch: Any) -> list[LayerGradients]:
+        """The layers whose per-sample gradients were verified, on this batch."""
+        return self._split(batch)[0]
+
+    def _split(self, batch: Any) -> tuple[list[LayerGradients], frozenset[str]]:
+        """The verified layers, and the names of all other parameters."""
+        if self._by_layer is None:
+            self._by_layer = self._verified(batch)
+        wanted = {name: p for name, p in self.parameters.items() if name in self._by_layer}
+        layers = layer_gradients(self._model, lambda: self.losses(batch), wanted, batch_size(batch)) if wanted else []
+        covered = frozenset(name for layer in layers for name in layer.names.values())
+        return layers, frozenset(self.parameters) - covered
+
+    def _verified(self, batch: Any) -> frozenset[str]:
+        """The parameters whose layers give the gradients that an ordinary backward gives, to rounding."""
+        signs = torch.randint(2, (batch_size(batch),), generator=torch.Generator().manual_seed(0)) * 2 - 1
+        signs = signs.to(self.device, self.dtype)
+        expected = self.summed(batch, signs)
+        tolerance = torch.finfo(self.dtype).eps ** 0.75  # of what could have been summed, so rounding is far below it
+        agreed = set()
+        for layer in layer_gradients(self._model, lambda: self.losses(batch), self.parameters, len(signs)):
+            bounds = layer.bounds()
+            for name, g in layer.signed_sum(signs).items():
+                if float(torch.linalg.vector_norm(g - expected[name])) <= tolerance * bounds[name]:
+                    agreed.add(name)
+        return frozenset(agreed)
+
+    def _projections(
+        self, batch: Any, direction: Parameters, layers: list[LayerGradients], rest: frozenset[str]
+    ) -> Tensor:
+        total = torch.zeros(batch_size(batch), dtype=torch.float64, device=self.device)
+        for layer in layers:
+            total += layer.projections(direction)
+        parts = []
+        for chunk in self.per_sample(batch, rest) if rest else ():
+            dots = [g.flatten(1) @ direction[name].reshape(-1) for name, g in chunk.items()]
+            parts.append(torch.stack(dots).sum(0, dtype=torch.float64))
+        return total + torch.cat(parts) if parts else total
 
     def _call(self, weights: Parameters, batch: Any) -> Tensor:
         losses: Tensor = functional_call(self._losses, {f"model.{n}": w for n, w in weights.items()}, (batch,))
@@ -98,6 +180,10 @@ class LossGradients:
                 "sample: reduce over the elements of each sample, not over samples"
             )
         return losses
+
+    def _chunk_size(self, weights: Parameters) -> int:
+        bytes_a_sample = sum(p.numel() * p.element_size() for p in weights.values())
+        return self._given_chunk_size or max(1, self._memory_budget // max(1, bytes_a_sample))
 
 
 def batch_size(batch: Any) -> int:
@@ -112,14 +198,8 @@ def batch_size(batch: Any) -> int:
     raise ValueError(f"batch={type(batch).__name__} holds no tensor with an axis of samples")
 
 
-def take(batch: Any, rows: Tensor) -> Any:
-    """The chosen samples of a batch; what has no axis of samples is kept as it is."""
-    leaves, structure = tree_flatten(batch)
-    size = batch_size(batch)
-    return tree_unflatten([leaf[rows] if _has_samples(leaf, size) else leaf for leaf in leaves], structure)
-
-
-def _has_samples(leaf: Any, size: int) -> bool:
+def has_samples(leaf: Any, size: int) -> bool:
+    """Whether a leaf of a batch of ``size`` samples holds one entry a sample."""
     return isinstance(leaf, Tensor) and leaf.ndim > 0 and len(leaf) == size
 
 

@@ -1,4 +1,4 @@
-"""The rank-one approximation of the empirical Fisher along the mean gradient."""
+"""The rank-one approximation of the Fisher along the mean gradient."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from typing_extensions import override
+from typing_extensions import Unpack, override
 
-from cl_diffusion.fisher.estimator import FisherEstimator, require_samples
-from cl_diffusion.fisher.gradient import batch_size
+from cl_diffusion.fisher.estimator import FisherEstimator, Report, Settings, require_samples
+from cl_diffusion.fisher.population import Population
 from cl_diffusion.fisher.samples import Samples
 from cl_diffusion.linalg import LowRank, Operator, Parameters, parameters
 
@@ -36,75 +36,92 @@ class MeanGradientFisher(FisherEstimator):
 
     Args:
         coefficient: ``"optimal"`` or ``"plain"``.
-        dtype: of the sums over samples.
+        coefficient_fraction: of the samples, on which ``c*`` is taken; it is a mean of scalars, so a part will do where
+            its standard error says so. Which samples is a function of (seed, index).
+        **settings: of ``FisherEstimator``.
 
     Raises:
-        ValueError: unknown coefficient.
+        ValueError: unknown coefficient, a fraction outside (0, 1], or a residual whose mean gradient is zero.
     """
 
-    def __init__(self, coefficient: Coefficient = "optimal", dtype: torch.dtype = torch.float64) -> None:
+    def __init__(
+        self,
+        coefficient: Coefficient = "optimal",
+        coefficient_fraction: float = 1.0,
+        **settings: Unpack[Settings],
+    ) -> None:
+        super().__init__(**settings)
         if coefficient not in ("optimal", "plain"):
             raise ValueError(f"coefficient={coefficient!r}; expected 'optimal' or 'plain'")
+        if not 0 < coefficient_fraction <= 1:
+            raise ValueError(f"coefficient_fraction={coefficient_fraction!r}; expected a share in (0, 1]")
+        if self.residual.zero_mean:
+            raise ValueError(
+                f"residual={self.residual.name!r} has a mean gradient of zero by construction, so it has no direction; "
+                "use LeadingEigenpairsFisher(rank=1) for rank one of the true Fisher"
+            )
         self.coefficient = coefficient
-        self.dtype = dtype
+        self.coefficient_fraction = coefficient_fraction
+
+    @property
+    @override
+    def name(self) -> str:
+        return f"mean gradient, {self.coefficient} coefficient"
 
     @override
-    def identity(self) -> dict[str, str]:
-        return {"estimator": f"mean gradient, {self.coefficient} coefficient", "residual": "empirical"}
-
-    @override
-    def compute(self, samples: Samples) -> tuple[Operator, dict[str, float]]:
-        halves, counts = self._half_sums(samples)
+    def compute(self, population: Population) -> tuple[Operator, Report]:
+        samples, fitted = self.samples(population)
+        halves, counts = _half_sums(samples)
         n = float(counts.sum())
         require_samples(n)
         mean = {name: half.sum(0) / n for name, half in halves.items()}
         squared_norm = float(parameters.inner(mean, mean))
         if squared_norm == 0.0:
             raise ValueError(f"the mean gradient over {n:.0f} samples is exactly zero: it has no direction to protect")
-        report = {"samples": n, "mean_gradient_squared": squared_norm, **_split_half(halves, counts)}
-        types = {name: weight.dtype for name, weight in samples.gradients.parameters.items()}
-        direction = {name: (mu / squared_norm**0.5).to(types[name]) for name, mu in mean.items()}
+        report = {"samples": n, "mean_gradient_squared": squared_norm, **_split_half(halves, counts), **fitted}
+        direction = samples.to_parameters(parameters.scale(mean, squared_norm**-0.5))
         if self.coefficient == "optimal":
             # c* |mu|^2 = E[(mu^T g)^2] / |mu|^2: the mean squared projection on the unit direction.
-            value, error = self._mean_squared_projection(samples, direction)
-            report |= {"coefficient": value / squared_norm, "coefficient_standard_error": error / squared_norm}
+            value, error, used = self._mean_squared_projection(samples, direction)
+            report |= {
+                "coefficient": value / squared_norm,
+                "coefficient_standard_error": error / squared_norm,
+                "coefficient_samples": used,
+            }
         else:
             value = squared_norm
             report |= {"coefficient": 1.0}
         columns = {name: column.unsqueeze(0) for name, column in direction.items()}
-        return LowRank(columns, torch.tensor([value], dtype=torch.float64, device=samples.gradients.device)), report
+        return LowRank(columns, torch.tensor([value], dtype=torch.float64, device=samples.device)), report
 
-    def _half_sums(self, samples: Samples) -> tuple[Parameters, Tensor]:
-        """The summed gradients of the two halves, stacked on a leading axis, and the halves' sizes."""
-        weights = samples.gradients.parameters
-        sums = {name: weight.new_zeros((2, *weight.shape), dtype=self.dtype) for name, weight in weights.items()}
-        counts = torch.zeros(2, dtype=torch.float64, device=samples.gradients.device)
-        for drawn in samples.drawn():
-            for half, part in enumerate(samples.halves(drawn)):
-                if len(part.indices) == 0:
-                    continue
-                gradient = samples.gradients.summed(part.batch)
-                samples.require_finite(gradient, part)
-                for name, g in gradient.items():
-                    sums[name][half] += g
-                counts[half] += len(part.indices)
-        samples.all_reduce({**sums, "counts": counts})
-        return sums, counts
-
-    def _mean_squared_projection(self, samples: Samples, direction: Parameters) -> tuple[float, float]:
-        """``E[(u^T g)^2]`` over fresh draws, and its standard error."""
-        moments = torch.zeros(3, dtype=torch.float64, device=samples.gradients.device)
-        for drawn in samples.drawn(draw=1):
-            squares = samples.gradients.projections(drawn.batch, direction).double().square()
-            samples.require_finite({"projection": squares}, drawn)
-            moments += torch.stack([squares.sum(), squares.square().sum(), squares.new_tensor(batch_size(drawn.batch))])
+    def _mean_squared_projection(self, samples: Samples, direction: Parameters) -> tuple[float, float, float]:
+        """``E[(u^T g)^2]`` over fresh draws, its standard error, and the number of samples."""
+        moments = torch.zeros(3, dtype=torch.float64, device=samples.device)
+        for drawn in samples.subset(self.coefficient_fraction, draw=1):
+            squares = samples.projections(drawn, direction).square()
+            moments += torch.stack([squares.sum(), squares.square().sum(), squares.new_tensor(float(len(squares)))])
         samples.all_reduce({"moments": moments})
         total, total_of_squares, n = moments.tolist()
+        if n == 0:
+            raise ValueError(
+                f"coefficient_fraction={self.coefficient_fraction!r} leaves none of the samples; give a larger share"
+            )
         variance = max(total_of_squares / n - (total / n) ** 2, 0.0) * n / max(n - 1.0, 1.0)
-        return total / n, (variance / n) ** 0.5
+        return total / n, (variance / n) ** 0.5, n
 
 
-def _split_half(sums: Parameters, counts: Tensor) -> dict[str, float]:
+def _half_sums(samples: Samples) -> tuple[Parameters, Tensor]:
+    """The summed gradients of the two halves, stacked on a leading axis, and the halves' sizes."""
+    sums = samples.zeros(2)
+    counts = torch.zeros(2, dtype=torch.float64, device=samples.device)
+    for half, drawn in samples.by_half():
+        parameters.add_mixed_({name: total[half] for name, total in sums.items()}, samples.summed(drawn))
+        counts[half] += drawn.num_samples
+    samples.all_reduce({**sums, "counts": counts})
+    return sums, counts
+
+
+def _split_half(sums: Parameters, counts: Tensor) -> Report:
     """What two disjoint halves say of the noise of the mean; nothing where one half is empty."""
     n_a, n_b = counts.tolist()
     if n_a == 0 or n_b == 0:

@@ -1,96 +1,232 @@
-"""The samples of one estimate: batches on the model's device, their draws, and sums over all processes."""
+"""One estimator's view of a population: the gradients that it averages, with its residual and its weights."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
-from cl_diffusion.fisher.gradient import LossGradients, batch_size, take
-from cl_diffusion.keys import KeyedBatch, derive_keys
+from cl_diffusion.fisher.gradient import LossGradients
+from cl_diffusion.fisher.layers import LayerGradients
+from cl_diffusion.fisher.population import Population, Rows, regrouped, select, world_size
+from cl_diffusion.fisher.residual import Expectation, Residual
+from cl_diffusion.fisher.sample_loss import Inputs, SampleLoss, SampleWeights, Terms
+from cl_diffusion.keys import derive_keys
+from cl_diffusion.linalg import Parameters
 
-Draw = Callable[[Any, Tensor], Any]
+Importance = Mapping[int, float]
+Gathered = TypeVar("Gathered")
 
 
-class DrawnSamples(NamedTuple):
-    """A batch whose random draws are made, and the index of each of its samples."""
+class Drawn(NamedTuple):
+    """Gradients to be: what the loss is computed from, and the index of each sample.
 
-    batch: Any
+    ``num_samples``: how many samples these rows stand for; fewer than rows where a sample has a row for each outcome.
+    """
+
+    inputs: Inputs
     indices: Tensor
+    num_samples: float
 
 
 class Samples:
-    """The samples over which an importance operator is an expectation.
+    """Passes over the weighted gradients ``sqrt(a_i) g_i`` of a population's samples.
 
     Args:
-        gradients: of the model and its loss.
-        batches: this process's share; ``KeyedBatch`` where samples have indices, else a sample's index is its position
-            (strided over processes, as a ``DistributedSampler`` deals them).
-        draw: ``draw(batch, keys) -> batch`` makes all random draws beforehand, a function of the keys alone. Without it
-            torch's global generator is seeded anew for each batch, and the operator is marked unkeyed.
-        seed: of the draws.
+        population: model, loss, samples and draws.
+        residual: which loss of the output is differentiated.
+        selects: which parameters, by name.
+        dtype: of sums over samples.
+        offload: keep sums on the CPU.
+        weights: ``a_i``; None is ones.
+        importance: a number a sample, by index, for ``weights``; one that is not there counts as average.
     """
 
     def __init__(
-        self, gradients: LossGradients, batches: Iterable[Any], draw: Draw | None = None, seed: int = 0
+        self,
+        population: Population,
+        residual: Residual,
+        selects: Callable[[str], bool] | None = None,
+        dtype: torch.dtype = torch.float64,
+        offload: bool = False,
+        weights: SampleWeights | None = None,
+        importance: Importance | None = None,
     ) -> None:
-        self.gradients = gradients
-        self.seed = seed
-        self.keyed = draw is not None
-        self._batches = batches
-        self._draw = draw
-        self._passes = 0
+        self.population = population
+        self.dtype = dtype
+        self._residual = residual
+        self._selects = selects
+        self._offload = offload
+        self._importance = importance
+        self._mean_importance = sum(importance.values()) / max(1, len(importance)) if importance else 1.0
+        self._outcomes: int | None = None
+        self._loss = SampleLoss(population.loss, residual, weights)
+        self.gradients = LossGradients(population.model, self._loss, population.chunk_size, select=selects)
 
-    def drawn(self, draw: int = 0) -> Iterator[DrawnSamples]:
-        """One pass over the samples; another ``draw`` is another, independent set of random draws.
+    @property
+    def device(self) -> torch.device:
+        """Where scalars are summed."""
+        return self.gradients.device
+
+    def weighted(self, weights: SampleWeights, importance: Importance | None = None) -> Samples:
+        """The same samples with other weights."""
+        return Samples(self.population, self._residual, self._selects, self.dtype, self._offload, weights, importance)
+
+    def drawn(self, draw: int = 0) -> Iterator[Drawn]:
+        """One pass; another ``draw`` is another, independent set of random draws."""
+        for rows in self.population.rows(draw):
+            yield from self._prepared(rows, draw)
+
+    def by_half(self) -> Iterator[tuple[int, Drawn]]:
+        """One pass, split in two disjoint random halves: a sample's half is a function of (seed, index)."""
+
+        def half(rows: Rows) -> Tensor:
+            return self.keys(rows.indices, purpose="half").remainder(2)
+
+        for number, rows in regrouped(self.population.rows(), half):
+            yield from ((number, drawn) for drawn in self._prepared(rows, 0))
+
+    def subset(self, fraction: float, draw: int = 0) -> Iterator[Drawn]:
+        """One pass over a random subset: whether a sample is in it is a function of (seed, index)."""
+        if fraction >= 1:
+            yield from self.drawn(draw)
+            return
+
+        def inside(rows: Rows) -> Tensor:
+            uniform = self.keys(rows.indices, purpose="subset").remainder(2**53).double() / 2**53
+            return (uniform < fraction).long()
+
+        for number, rows in regrouped(self.population.rows(draw), inside):
+            if number == 1:
+                yield from self._prepared(rows, draw)
+
+    def summed(self, drawn: Drawn, weights: Tensor | None = None) -> Parameters:
+        """``sum_i w_i g_i``."""
+        return self.finite(self.gradients.summed(drawn.inputs, weights), drawn)
+
+    def summed_squares(self, drawn: Drawn) -> Parameters:
+        """``sum_i g_i * g_i``."""
+        return self.finite(self.gradients.summed_squares(drawn.inputs), drawn)
+
+    def projections(self, drawn: Drawn, direction: Parameters) -> Tensor:
+        """``g_i^T v``, float64 ``(B,)``."""
+        found = self.gradients.projections(drawn.inputs, direction)
+        self.finite({"projection": found}, drawn)
+        return found
+
+    def products(self, drawn: Drawn, direction: Parameters) -> Parameters:
+        """``sum_i g_i (g_i^T v)``."""
+        return self.finite(self.gradients.products(drawn.inputs, direction), drawn)
+
+    def per_sample(self, drawn: Drawn, names: frozenset[str] | None = None) -> Iterator[Parameters]:
+        """``g_i``, in chunks."""
+        yield from self.gradients.per_sample(drawn.inputs, names)
+
+    def layers(self, drawn: Drawn) -> list[LayerGradients]:
+        """The layers whose per-sample gradients are known from their input and output gradient."""
+        return self.gradients.layers(drawn.inputs)
+
+    @torch.no_grad()
+    def terms(self, drawn: Drawn) -> Terms:
+        """Losses and outputs, for a weighting."""
+        return self._loss.terms(self.population.model, drawn.inputs)
+
+    def keys(self, indices: Tensor, draw: int = 0, purpose: str = "") -> Tensor:
+        """A key a sample, a function of (seed, index, draw, purpose)."""
+        return derive_keys(self.population.seed, indices, draw, purpose)
+
+    def zeros(self, *leading: int) -> Parameters:
+        """A sum over samples that is yet empty, shaped like the parameters behind ``leading`` axes."""
+        device = torch.device("cpu") if self._offload else None
+        return {
+            name: torch.zeros((*leading, *p.shape), dtype=self.dtype, device=device or p.device)
+            for name, p in self.gradients.parameters.items()
+        }
+
+    def to_parameters(self, vector: Parameters) -> Parameters:
+        """In the parameters' own type and on their device."""
+        return {name: tensor.to(self.gradients.parameters[name]) for name, tensor in vector.items()}
+
+    def all_reduce(self, sums: Mapping[str, Tensor]) -> None:
+        """Sum each tensor over all processes, in place, one at a time; nothing to do in a single one."""
+        if world_size() == 1:
+            return
+        for tensor in sums.values():
+            travelling = tensor.to(self.device) if dist.get_backend() == "nccl" else tensor
+            dist.all_reduce(travelling)
+            if travelling is not tensor:
+                tensor.copy_(travelling)
+
+    def gathered(self, values: Tensor) -> Tensor:
+        """The numbers (a few a sample, on the CPU) of all processes, in the order of the processes."""
+        return torch.cat(self.gathered_objects(values))
+
+    def gathered_objects(self, mine: Gathered) -> list[Gathered]:
+        """A small object of each process, in the order of the processes."""
+        if world_size() == 1:
+            return [mine]
+        parts = [mine] * world_size()
+        dist.all_gather_object(parts, mine)
+        return parts
+
+    def require_repeatable(self) -> None:
+        """Refuse a loss that changes from pass to pass, for an estimator whose passes must see one matrix.
 
         Raises:
-            ValueError: a second pass over batches that can be iterated only once.
+            ValueError: the first batch has another loss the second time.
         """
-        if self._passes and isinstance(self._batches, Iterator):
+        if self.population.keyed:
+            return
+        first, second = (self.terms(drawn).losses for drawn in (next(self.drawn()), next(self.drawn())))
+        if not torch.equal(first, second):
             raise ValueError(
-                "batches is an iterator and this estimator passes over the samples twice; give a list or a DataLoader"
+                "the loss of the first batch changes from pass to pass although torch's generator was seeded alike; "
+                "make the draws in `draw(batch, keys)`, or draw from torch's global generator"
             )
-        self._passes += 1
-        offset = 0
-        for item in self._batches:
-            batch, indices = item if isinstance(item, KeyedBatch) else (item, None)
-            if indices is None:
-                indices = _rank() + _world_size() * torch.arange(offset, offset + batch_size(batch))
-            offset += batch_size(batch)
-            batch = tree_map(self._to_device, batch)
-            if self._draw is not None:
-                batch = self._draw(batch, derive_keys(self.seed, indices, draw))
-            else:
-                torch.manual_seed(int(derive_keys(self.seed, indices[:1], draw)))
-            yield DrawnSamples(batch, indices)
 
-    def halves(self, samples: DrawnSamples) -> tuple[DrawnSamples, DrawnSamples]:
-        """Two disjoint random halves, a function of (seed, index): a sample is in the same half in every pass."""
-        odd = derive_keys(self.seed, samples.indices, draw=-1).remainder(2) == 1
-        return self._rows(samples, ~odd), self._rows(samples, odd)
+    def _prepared(self, rows: Rows, draw: int) -> Iterator[Drawn]:
+        batch, indices, reseed = rows
+        importance = None
+        if self._importance is not None:
+            values = [self._importance.get(index, self._mean_importance) for index in indices.tolist()]
+            importance = torch.tensor(values, dtype=self.gradients.dtype, device=self.device)
+        if isinstance(self._residual, Expectation):
+            for outcome in range(self._num_outcomes(rows)):
+                chosen = torch.full((len(indices),), outcome, device=self.device)
+                yield Drawn(Inputs(batch, chosen, importance, reseed), indices, len(indices) / self._num_outcomes(rows))
+            return
+        keys = self.keys(indices, draw, "residual")
+        extra = self._residual.randomness(self._loss.loss, self.population.model, batch, keys)
+        yield Drawn(Inputs(batch, extra, importance, reseed), indices, float(len(indices)))
 
-    def require_finite(self, vector: Mapping[str, Tensor], samples: DrawnSamples) -> None:
-        """Refuse a sum of gradients that is not finite.
+    @torch.no_grad()
+    def _num_outcomes(self, rows: Rows) -> int:
+        if self._outcomes is None:
+            first = torch.arange(len(rows.indices)) == 0
+            output = self._loss.loss.output(self.population.model, select(rows, first).batch)
+            self._outcomes = int(self._loss.loss.criterion.num_outcomes(output))
+        return self._outcomes
+
+    def finite(self, vector: Parameters, drawn: Drawn) -> Parameters:
+        """The vector itself; refused where a sum of gradients is not finite.
 
         Raises:
             FloatingPointError: names the sample and the first bad parameter.
         """
         if all(bool(tensor.isfinite().all()) for tensor in vector.values()):
-            return
+            return vector
         position = 0
-        for gradients in self.gradients.per_sample(samples.batch):
+        for gradients in self.per_sample(drawn):
             finite = {name: g.flatten(1).isfinite().all(1) for name, g in gradients.items()}
             bad = ~torch.stack(list(finite.values())).all(0)
             if bad.any():
                 row = int(bad.nonzero()[0, 0])
                 name = next(name for name, rows in finite.items() if not rows[row])
                 raise FloatingPointError(
-                    f"the gradient of sample {int(samples.indices[position + row])} is not finite, first in parameter "
+                    f"the gradient of sample {int(drawn.indices[position + row])} is not finite, first in parameter "
                     f"{name!r}; check that sample, or whether training has diverged"
                 )
             position += len(bad)
@@ -98,24 +234,3 @@ class Samples:
         raise FloatingPointError(
             f"a sum of finite gradients overflows in parameter {name!r}; check whether training has diverged"
         )
-
-    def all_reduce(self, sums: Mapping[str, Tensor]) -> None:
-        """Sum each tensor over all processes, in place; nothing to do in a single one."""
-        if _world_size() > 1:
-            for tensor in sums.values():
-                dist.all_reduce(tensor)
-
-    def _rows(self, samples: DrawnSamples, rows: Tensor) -> DrawnSamples:
-        batch = take(samples.batch, rows.nonzero()[:, 0].to(self.gradients.device))
-        return DrawnSamples(batch, samples.indices[rows])
-
-    def _to_device(self, leaf: Any) -> Any:
-        return leaf.to(self.gradients.device) if isinstance(leaf, Tensor) else leaf
-
-
-def _rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def _world_size() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1

@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from cl_diffusion.diffusion import Denoiser, DenoisingLoss, DrawnBatch, NoiseSchedule, Prediction
 from cl_diffusion.diffusion.samplers import DDIMSampler, Sampler
+from cl_diffusion.fisher import OutputLoss, SquaredError
 from cl_diffusion.keys import KeyedBatch, derive_keys
 
 _VALIDATION_SEED = 0
@@ -69,6 +70,15 @@ class DDPM(LightningModule):
     def loss_identity(self) -> Mapping[str, str]:
         """What the per-sample loss is, for the provenance of operators estimated from it."""
         return {**self.loss.describe(self.denoiser.schedule), "prediction": self.denoiser.prediction}
+
+    @property
+    def output_loss(self) -> OutputLoss:
+        """The per-sample loss, taken apart into output, target and squared error: for true Fishers and the like."""
+        return OutputLoss(
+            SquaredError(),
+            output=lambda module, drawn: module.loss.output(module.denoiser, drawn),
+            target=lambda module, drawn: module.loss.target(module.denoiser, drawn),
+        )
 
     def draw(self, batch: Any, keys: Tensor | None = None) -> DrawnBatch:
         """The batch with its timesteps and noise; a function of ``keys`` (one 64-bit integer a sample) where given."""

@@ -116,7 +116,7 @@ def test_per_sample_gradients_by_vmap_are_those_of_batches_of_one() -> None:
     def one(parameters: dict[str, Tensor], *sample: Tensor) -> Tensor:
         return torch.func.functional_call(Loss(), {f"denoiser.{k}": v for k, v in parameters.items()}, sample)
 
-    grads = torch.func.vmap(torch.func.grad(one), in_dims=(None, 0, 0, 0, 0))(parameters, *drawn)
+    grads = torch.func.vmap(torch.func.grad(one), in_dims=(None, 0, 0, 0, 0, 0))(parameters, *drawn)
     for i in range(3):
         denoiser.zero_grad()
         Loss()(*(field[i] for field in drawn)).backward()

@@ -10,40 +10,101 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from cl_diffusion.fisher import DiagonalFisher, FisherEstimator, MeanGradientFisher, estimate
+from cl_diffusion.fisher import (
+    BandedFisher,
+    DiagonalFisher,
+    FisherEstimator,
+    KroneckerFisher,
+    LeadingEigenpairsFisher,
+    MeanGradientFisher,
+    OutputLoss,
+    OutputNormalized,
+    SketchedDiagonalFisher,
+    SquaredError,
+    estimate,
+)
 from cl_diffusion.keys import KeyedBatch, keyed_normal
 from cl_diffusion.linalg import Operator
-from tests.fisher.laws import problem, squared_error
+from tests.fisher.laws import problem
 
-ESTIMATORS: list[FisherEstimator] = [DiagonalFisher(), MeanGradientFisher()]
 SAMPLES = 13
+LOSS = OutputLoss(SquaredError())
+
+
+class BySign:
+    names = ("negative", "positive")
+
+    def __call__(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return (batch[1][:, 0] > 0).long()
+
+
+ESTIMATORS: list[FisherEstimator] = [
+    DiagonalFisher(),
+    DiagonalFisher(residual="model"),
+    DiagonalFisher(weighting=OutputNormalized(kappa=0.01)),
+    DiagonalFisher(weighting=OutputNormalized(tau=0.1, importance="residual_diversity")),
+    MeanGradientFisher(),
+    MeanGradientFisher(coefficient_fraction=0.5),
+    LeadingEigenpairsFisher(rank=3),
+    KroneckerFisher(),
+    KroneckerFisher(corrected=True),
+    BandedFisher(DiagonalFisher(), BySign()),
+    BandedFisher(MeanGradientFisher(weighting=OutputNormalized(kappa=0.1)), BySign()),
+]
 
 
 def perturbed(batch: tuple[Tensor, Tensor], keys: Tensor) -> tuple[Tensor, Tensor]:
     return batch[0], batch[1] + keyed_normal(keys, (2,)).double()
 
 
-def estimates(rank: int, world: int) -> list[Operator]:
-    model, (x, y) = problem("mlp", SAMPLES)
-    share = torch.arange(rank, SAMPLES, world)
-    batches = [KeyedBatch((x[rows], y[rows]), rows) for rows in share.split(4)]
-    return [estimate(estimator, model, squared_error, batches, draw=perturbed) for estimator in ESTIMATORS]
+def estimates(rank: int, world: int, samples: int) -> list[Operator]:
+    model, (x, y) = problem("mlp", samples)
+    share = torch.arange(rank, samples, world)
+    batches = [KeyedBatch((x[rows], y[rows]), rows) for rows in share.split(4) if len(rows)]
+    return [estimate(estimator, model, LOSS, batches, draw=perturbed) for estimator in ESTIMATORS]
 
 
-def _worker(rank: int, world: int, folder: str) -> None:
+def _worker(rank: int, world: int, samples: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
-    operators = estimates(rank, world)
-    torch.save([(op.diagonal(), dict(op.provenance.record[0])) for op in operators], f"{folder}/{rank}.pt")
+    operators = estimates(rank, world, samples)
+    torch.save([(op.diagonal(), op.trace(), dict(op.provenance.record[0])) for op in operators], f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("world", [2])
-def test_processes_agree_with_one_on_an_indivisible_data_set(world: int, tmp_path: Path) -> None:
-    mp.spawn(_worker, args=(world, str(tmp_path)), nprocs=world)
-    alone = estimates(0, 1)
+@pytest.mark.parametrize(("world", "samples"), [(2, SAMPLES), (4, SAMPLES), (4, 3)])
+def test_processes_agree_with_one_on_an_indivisible_data_set(world: int, samples: int, tmp_path: Path) -> None:
+    """13 samples over 2 and 4 processes, and 3 over 4, one of which has none."""
+    mp.spawn(_worker, args=(world, samples, str(tmp_path)), nprocs=world)
+    alone = estimates(0, 1, samples)
     for rank in range(world):
-        for expected, (diagonal, record) in zip(alone, torch.load(tmp_path / f"{rank}.pt"), strict=True):
-            torch.testing.assert_close(diagonal, expected.diagonal(), rtol=1e-12, atol=1e-15)
-            assert record == pytest.approx(expected.provenance.record[0])
-            assert record["samples"] == SAMPLES
+        found = torch.load(tmp_path / f"{rank}.pt")
+        for estimator, expected, (diagonal, trace, record) in zip(ESTIMATORS, alone, found, strict=True):
+            lanczos = isinstance(estimator, LeadingEigenpairsFisher)
+            largest = max(float(value.max()) for value in expected.diagonal().values())
+            close = {"rtol": 1e-6, "atol": 1e-6 * largest} if lanczos else {"rtol": 1e-9, "atol": 1e-12 * largest}
+            torch.testing.assert_close(diagonal, expected.diagonal(), **close)
+            torch.testing.assert_close(trace, expected.trace(), rtol=close["rtol"], atol=0)
+            assert record["samples"] == samples
+            if not lanczos:
+                same = {k: v for k, v in expected.provenance.record[0].items() if isinstance(v, float)}
+                assert {k: record[k] for k in same} == pytest.approx(same, rel=1e-9, nan_ok=True)
+
+
+def _sketch_worker(rank: int, world: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/sketch", rank=rank, world_size=world)
+    model, (x, y) = problem("mlp", SAMPLES)
+    rows = torch.arange(rank, SAMPLES, world)
+    batches = [KeyedBatch((x[row : row + 1], y[row : row + 1]), rows[rows == row]) for row in rows.tolist()]
+    operator = estimate(SketchedDiagonalFisher(), model, LOSS, batches)
+    torch.save(operator.diagonal(), f"{folder}/sketch{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_processes_agree_on_a_sketch_that_puts_each_sample_in_a_sum_of_its_own(tmp_path: Path) -> None:
+    mp.spawn(_sketch_worker, args=(2, str(tmp_path)), nprocs=2)
+    model, data = problem("mlp", SAMPLES)
+    exact = estimate(DiagonalFisher(), model, LOSS, [data])
+    for rank in range(2):
+        torch.testing.assert_close(torch.load(tmp_path / f"sketch{rank}.pt"), exact.diagonal())

@@ -13,7 +13,7 @@ from cl_diffusion.callbacks.batches import TransferredBatches, training_batches
 from cl_diffusion.callbacks.progress import track
 from cl_diffusion.callbacks.regularization.regularizer import Regularizer
 from cl_diffusion.callbacks.task import task_stream
-from cl_diffusion.fisher import FisherEstimator, estimate
+from cl_diffusion.fisher import FisherEstimator, OutputLoss, estimate
 from cl_diffusion.linalg import Operator
 
 
@@ -21,7 +21,8 @@ class EWC(Regularizer):
     """Elastic weight consolidation (Kirkpatrick et al. 2017, 1612.00796): importance is a Fisher of the old task.
 
     At the end of each task ``fisher`` is estimated on that task's own training samples, without replay, at the raw
-    weights. The module offers ``per_sample_loss(batch) -> (B,)`` and, where its loss draws random numbers,
+    weights. The module offers ``per_sample_loss(batch) -> (B,)`` (or ``output_loss``, an ``OutputLoss``, where the
+    estimator looks at outputs) and, where its loss draws random numbers,
     ``draw(batch, keys) -> batch``. What the estimator reports of itself is logged as ``ewc/...`` at every boundary.
 
     Args:
@@ -53,6 +54,16 @@ class EWC(Regularizer):
                 f"EWC needs the loss of each sample, and {type(pl_module).__name__} has no `per_sample_loss`; add "
                 "`def per_sample_loss(self, batch) -> Tensor` that returns one loss a sample, shape (B,)"
             )
+        if (
+            self.strength > 0
+            and self.fisher.needs_output
+            and not isinstance(getattr(pl_module, "output_loss", None), OutputLoss)
+        ):
+            raise TypeError(
+                f"fisher={type(self.fisher).__name__} with {self.fisher.identity()} needs the model's output, and "
+                f"{type(pl_module).__name__} has no `output_loss`; add a property that returns an "
+                "OutputLoss(criterion, output, target) (cl_diffusion.fisher)"
+            )
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -71,7 +82,7 @@ class EWC(Regularizer):
         operator = estimate(
             self.fisher,
             pl_module,
-            _per_sample_loss,
+            pl_module.output_loss if self.fisher.needs_output else _per_sample_loss,  # type: ignore[arg-type]
             TransferredBatches(trainer, track(trainer, _batches(trainer, task), f"Fisher of task {task + 1}")),
             draw=getattr(pl_module, "draw", None),
             seed=self.seed,

@@ -1,0 +1,141 @@
+"""One Fisher a band of samples, and their weighted sum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from cl_diffusion.fisher.estimator import FisherEstimator, Report, require_samples
+from cl_diffusion.fisher.population import Population, world_size
+from cl_diffusion.linalg import Operator, total
+
+
+class Bands(Protocol):
+    """Names of bands, and the band of each sample of a drawn batch."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """One name a band."""
+        ...
+
+    def __call__(self, batch: Any) -> Tensor:
+        """The position of each sample's band among ``names``: integers ``(B,)``; -1 is in none."""
+        ...
+
+
+class BandedFisher(FisherEstimator):
+    """``F = sum_b w_b F_b``, ``F_b = E[g g^T | sample in band b]``, each by an estimator of its own.
+
+    With ``weights=None`` a band weighs as much as it has samples, ``w_b = n_b / n``: on the same draws the sum of
+    diagonals (or of any exact estimates) is then *exactly* the estimate over all samples. Given weights, such as a
+    timestep law's ``P(b)``, agree with that in expectation only; or they choose: ``{"low": 1.0}`` is a restricted
+    Fisher. A weighting of the estimator is fitted within each band:
+    ``BandedFisher(DiagonalFisher(weighting=OutputNormalized( kappa=.01)), bands)`` is the banded IEWC.
+
+    Each band takes the passes of its estimator, and gradients are taken once a sample and pass. The report holds each
+    band's samples, trace and share of the trace of ``F``.
+
+    Args:
+        estimator: for every band, or one for each name.
+        bands: such as ``cl_diffusion.diffusion.SNRBands``; any callable ``batch -> (B,)`` with ``names``.
+        weights: ``w_b`` by name, finite and >= 0; a band that is left out weighs 0 and is not estimated.
+
+    Raises:
+        ValueError: a name is unknown, a weight is negative or not finite, or estimators differ in identity.
+    """
+
+    def __init__(
+        self,
+        estimator: FisherEstimator | Mapping[str, FisherEstimator],
+        bands: Bands | Callable[[Any], Tensor],
+        weights: Mapping[str, float] | None = None,
+    ) -> None:
+        names = getattr(bands, "names", None)
+        if names is None:
+            raise ValueError(f"bands={bands!r}; expected a callable with `names`, one a band")
+        self.bands = bands
+        self.names = tuple(names)
+        self.weights = None if weights is None else {name: float(weight) for name, weight in weights.items()}
+        by_name = estimator if isinstance(estimator, Mapping) else dict.fromkeys(self.names, estimator)
+        for given in (by_name, self.weights or {}):
+            if unknown := sorted(set(given) - set(self.names)):
+                raise ValueError(f"band {unknown[0]!r} is unknown; expected names among {', '.join(self.names)}")
+        bad = {n: w for n, w in (self.weights or {}).items() if not 0 <= w < float("inf")}
+        if bad or (self.weights is not None and not any(self.weights.values())):
+            raise ValueError(f"weights={self.weights!r}; expected finite numbers >= 0, at least one of them positive")
+        self.estimators = {n: e for n, e in by_name.items() if self.weights is None or self.weights.get(n, 0) > 0}
+        if missing := [
+            n for n, w in (self.weights or dict.fromkeys(self.names, 1.0)).items() if w > 0 and n not in by_name
+        ]:
+            raise ValueError(
+                f"estimator: none is given for band {missing[0]!r}; give one for every band that has a weight"
+            )
+        first = next(iter(self.estimators.values()))
+        super().__init__(
+            residual=first.residual.name,  # type: ignore[arg-type]
+            weighting=first.weighting,
+            include=first.include,
+            exclude=first.exclude,
+            dtype=first.dtype,
+            offload=first.offload,
+        )
+
+    @property
+    @override
+    def name(self) -> str:
+        named = ", ".join(f"{band}: {estimator.name}" for band, estimator in self.estimators.items())
+        same = {estimator.name for estimator in self.estimators.values()}
+        return f"banded {same.pop()}" if len(same) == 1 else f"banded ({named})"
+
+    @property
+    @override
+    def needs_output(self) -> bool:
+        return any(estimator.needs_output for estimator in self.estimators.values())
+
+    @override
+    def identity(self) -> dict[str, str]:
+        describe = getattr(self.bands, "describe", None)
+        bands = describe() if callable(describe) else ", ".join(self.names)
+        weights = "share of samples" if self.weights is None else str(dict(sorted(self.weights.items())))
+        return {**super().identity(), "bands": bands, "band_weights": weights}
+
+    @override
+    def compute(self, population: Population) -> tuple[Operator, Report]:
+        counts = self._counts(population)
+        require_samples(float(counts.sum()))
+        parts: dict[str, Operator] = {}
+        report: Report = {"samples": float(counts.sum())}
+        for position, name in enumerate(self.names):
+            if name not in self.estimators:
+                continue
+            if counts[position] == 0:
+                if self.weights is None:
+                    continue
+                raise ValueError(
+                    f"weights={self.weights!r}, but none of the {counts.sum():.0f} samples is in band {name!r}"
+                )
+            weight = float(counts[position] / counts.sum()) if self.weights is None else self.weights[name]
+            operator, found = self.estimators[name].compute(population.restricted(self.bands, position))
+            parts[name] = operator.scaled(weight)
+            report |= {f"{name}/{key}": value for key, value in {"weight": weight, **found}.items()}
+        if not parts:
+            raise ValueError(f"none of the {counts.sum():.0f} samples is in a band ({', '.join(self.names)})")
+        traces = {name: float(part.trace()) for name, part in parts.items()}
+        whole = sum(traces.values())
+        report |= {f"{name}/trace_share": trace / whole if whole else 0.0 for name, trace in traces.items()}
+        return total(list(parts.values())), report
+
+    def _counts(self, population: Population) -> Tensor:
+        """How many samples of all processes each band holds, float64."""
+        counts = torch.zeros(len(self.names), dtype=torch.float64)
+        for rows in population.rows():
+            labels = self.bands(rows.batch).cpu().long()
+            counts += torch.bincount(labels[labels >= 0], minlength=len(self.names))
+        if world_size() > 1:
+            counts = counts.to(next(population.model.parameters()).device)
+            torch.distributed.all_reduce(counts)
+        return counts.cpu()

@@ -1,0 +1,183 @@
+"""What an importance operator is an expectation over: a model, its loss, and samples with their draws."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+
+from cl_diffusion.fisher.gradient import Loss, batch_size, has_samples
+from cl_diffusion.keys import KeyedBatch, derive_keys
+
+Draw = Callable[[Any, Tensor], Any]
+
+
+class Rows(NamedTuple):
+    """A batch whose random draws are made, and the index of each of its samples.
+
+    ``reseed``: what torch's generator is to be seeded with before the loss is computed, where the loss draws for
+    itself.
+    """
+
+    batch: Any
+    indices: Tensor
+    reseed: int | None
+
+
+class Population:
+    """A model, its loss, and the samples; each pass over them makes the draws anew, from the same keys.
+
+    Args:
+        model: any module with trainable parameters.
+        loss: ``loss(model, batch) -> (B,)``.
+        batches: this process's share; ``KeyedBatch`` where samples have indices, else a sample's index is its position
+            (strided over processes, as a ``DistributedSampler`` deals them).
+        draw: ``draw(batch, keys) -> batch`` makes all random draws beforehand, a function of the keys alone. Without it
+            torch's global generator is seeded anew for each batch, and the operator is marked unkeyed.
+        seed: of the draws.
+        chunk_size: of ``vmap(grad)``; see ``LossGradients``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        batches: Iterable[Any],
+        draw: Draw | None = None,
+        seed: int = 0,
+        chunk_size: int | None = None,
+    ) -> None:
+        self.model = model
+        self.loss = loss
+        self.seed = seed
+        self.chunk_size = chunk_size
+        self.keyed = draw is not None
+        self._batches = batches
+        self._draw = draw
+        self._passes = 0
+
+    def rows(self, draw: int = 0) -> Iterator[Rows]:
+        """One pass over the samples; another ``draw`` is another, independent set of random draws.
+
+        Raises:
+            ValueError: a second pass over batches that can be iterated only once.
+        """
+        if self._passes and isinstance(self._batches, Iterator):
+            raise ValueError(
+                "batches is an iterator and this estimator passes over the samples more than once; give a list or a "
+                "DataLoader"
+            )
+        self._passes += 1
+        device = next(self.model.parameters()).device
+        offset = 0
+        for item in self._batches:
+            batch, indices = item if isinstance(item, KeyedBatch) else (item, None)
+            size = batch_size(batch)
+            if indices is None:
+                indices = rank() + world_size() * torch.arange(offset, offset + size)
+            offset += size
+            batch = tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, batch)
+            if self._draw is None:
+                yield Rows(batch, indices, int(derive_keys(self.seed, indices[:1], draw)))
+            else:
+                yield Rows(self._draw(batch, derive_keys(self.seed, indices, draw)), indices, None)
+
+    def restricted(self, label: Callable[[Any], Tensor], value: int) -> Population:
+        """The samples whose drawn batch has this label (``label(batch) -> (B,)``), in batches of the usual size."""
+        return _Restricted(self, label, value)
+
+
+class _Restricted(Population):
+    def __init__(self, whole: Population, label: Callable[[Any], Tensor], value: int) -> None:
+        super().__init__(whole.model, whole.loss, (), seed=whole.seed, chunk_size=whole.chunk_size)
+        self.keyed = whole.keyed
+        self._whole = whole
+        self._label = label
+        self._value = value
+
+    def rows(self, draw: int = 0) -> Iterator[Rows]:
+        for label, rows in regrouped(self._whole.rows(draw), lambda rows: self._label(rows.batch)):
+            if label == self._value:
+                yield rows
+
+
+def regrouped(passed: Iterable[Rows], label: Callable[[Rows], Tensor]) -> Iterator[tuple[int, Rows]]:
+    """Samples gathered by label, in batches as large as those that came, so that few samples of a label cost no more.
+
+    Batches that differ in anything but their samples (a shared tensor, a length) are not joined.
+    """
+    waiting: dict[int, list[Rows]] = {}
+    for rows in passed:
+        labels = label(rows).cpu()
+        size = len(rows.indices)
+        for value in labels.unique().tolist():
+            part = select(rows, labels == value)
+            held = waiting.setdefault(value, [])
+            if held and not _joinable(held[0], part):
+                yield value, _joined(held)
+                held.clear()
+            held.append(part)
+            if sum(len(piece.indices) for piece in held) >= size:
+                whole = _joined(held)
+                held.clear()
+                full = torch.arange(len(whole.indices)) < size
+                if not bool(full.all()):
+                    held.append(select(whole, ~full))
+                yield value, select(whole, full)
+    for value, held in waiting.items():
+        if held:
+            yield value, _joined(held)
+
+
+def select(rows: Rows, mask: Tensor) -> Rows:
+    """The chosen samples; what has no axis of samples is kept as it is."""
+    if bool(mask.all()):
+        return rows
+    leaves, structure = tree_flatten(rows.batch)
+    size, chosen = len(rows.indices), mask.nonzero()[:, 0]
+    parts = [leaf[chosen.to(leaf.device)] if has_samples(leaf, size) else leaf for leaf in leaves]
+    return rows._replace(batch=tree_unflatten(parts, structure), indices=rows.indices[mask])
+
+
+def _joined(parts: list[Rows]) -> Rows:
+    if len(parts) == 1:
+        return parts[0]
+    flat = [tree_flatten(part.batch)[0] for part in parts]
+    first = parts[0]
+    leaves = [
+        torch.cat(pieces) if has_samples(pieces[0], len(first.indices)) else pieces[0]
+        for pieces in zip(*flat, strict=True)
+    ]
+    structure = tree_flatten(first.batch)[1]
+    return Rows(tree_unflatten(leaves, structure), torch.cat([part.indices for part in parts]), parts[-1].reseed)
+
+
+def _joinable(a: Rows, b: Rows) -> bool:
+    (mine, mine_structure), (other, other_structure) = tree_flatten(a.batch), tree_flatten(b.batch)
+    if mine_structure != other_structure:
+        return False
+    return all(_same_but_for_samples(x, len(a.indices), y, len(b.indices)) for x, y in zip(mine, other, strict=True))
+
+
+def _same_but_for_samples(x: Any, x_size: int, y: Any, y_size: int) -> bool:
+    if has_samples(x, x_size) != has_samples(y, y_size):
+        return False
+    if has_samples(x, x_size):
+        return bool(x.shape[1:] == y.shape[1:] and x.dtype == y.dtype)
+    if isinstance(x, Tensor) and isinstance(y, Tensor):
+        return x.dtype == y.dtype and torch.equal(x, y)
+    return bool(x == y)
+
+
+def rank() -> int:
+    """This process's number; 0 where there is one process."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """How many processes share the samples."""
+    return dist.get_world_size() if dist.is_initialized() else 1

@@ -1,0 +1,209 @@
+"""Per-sample gradients of single layers, from input and output gradient alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cl_diffusion.fisher.capture import layer_gradients
+from cl_diffusion.fisher.gradient import LossGradients
+from cl_diffusion.fisher.layers import AffineGradients
+from cl_diffusion.linalg import parameters
+from tests.fisher.laws import dense_gradients, problem, squared_error
+
+SAMPLES = 5
+
+
+def normal(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def evaluated_batch_norm() -> nn.Module:
+    norm = nn.BatchNorm2d(3)
+    norm.running_mean.uniform_(-1, 1)
+    norm.running_var.uniform_(0.5, 2)
+    return norm
+
+
+LAYERS: dict[str, tuple[Any, Tensor]] = {
+    "linear": (lambda: nn.Linear(3, 4), normal(SAMPLES, 3)),
+    "linear without bias": (lambda: nn.Linear(3, 4, bias=False), normal(SAMPLES, 3)),
+    "linear on tokens": (lambda: nn.Linear(3, 4), normal(SAMPLES, 6, 3)),
+    "linear on a grid": (lambda: nn.Linear(3, 4), normal(SAMPLES, 2, 6, 3)),
+    "conv1d": (lambda: nn.Conv1d(2, 3, 3, padding=1), normal(SAMPLES, 2, 7)),
+    "conv2d, few positions": (lambda: nn.Conv2d(2, 3, 3, padding=1), normal(SAMPLES, 2, 5, 6)),
+    "conv2d, many positions": (lambda: nn.Conv2d(2, 3, 3, padding=1), normal(SAMPLES, 2, 9, 11)),
+    "conv2d, no padding": (lambda: nn.Conv2d(2, 3, 3), normal(SAMPLES, 2, 12, 11)),
+    "conv2d, wide padding, dilated": (
+        lambda: nn.Conv2d(2, 3, (3, 2), padding=(3, 1), dilation=2),
+        normal(SAMPLES, 2, 9, 11),
+    ),
+    "conv2d, even kernel": (lambda: nn.Conv2d(2, 3, 4, padding=2, bias=False), normal(SAMPLES, 2, 10, 9)),
+    "conv2d, strided": (lambda: nn.Conv2d(2, 3, 3, stride=2, padding=1), normal(SAMPLES, 2, 19, 18)),
+    "conv2d, strided, dilated": (lambda: nn.Conv2d(2, 3, 3, stride=(1, 2), dilation=(2, 1)), normal(SAMPLES, 2, 9, 8)),
+    "conv2d, one position": (lambda: nn.Conv2d(2, 3, 4), normal(SAMPLES, 2, 4, 4)),
+    "conv2d, 1x1": (lambda: nn.Conv2d(2, 3, 1), normal(SAMPLES, 2, 9, 9)),
+    "conv3d": (lambda: nn.Conv3d(2, 3, 3, padding=1), normal(SAMPLES, 2, 4, 5, 6)),
+    "group norm": (lambda: nn.GroupNorm(2, 4), normal(SAMPLES, 4, 3, 3)),
+    "group norm on vectors": (lambda: nn.GroupNorm(2, 4), normal(SAMPLES, 4)),
+    "layer norm": (lambda: nn.LayerNorm((2, 4)), normal(SAMPLES, 3, 2, 4)),
+    "layer norm on vectors": (lambda: nn.LayerNorm(4), normal(SAMPLES, 4)),
+    "rms norm": (lambda: nn.RMSNorm(4), normal(SAMPLES, 3, 4)),
+    "batch norm": (evaluated_batch_norm, normal(SAMPLES, 3, 2, 2)),
+    "embedding": (lambda: nn.Embedding(4, 3), torch.tensor([0, 1, 1, 3, 2])),
+    "embedding of words, padded": (
+        lambda: nn.Embedding(4, 3, padding_idx=1),
+        torch.tensor([[0, 1, 3], [1, 1, 1], [2, 2, 2], [3, 0, 1], [0, 0, 2]]),
+    ),
+}
+
+
+def case(name: str) -> tuple[nn.Module, Tensor, Any]:
+    torch.manual_seed(0)
+    make, inputs = LAYERS[name]
+    layer = make().double()
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter)
+    model = nn.Sequential(layer).eval()
+    return model, inputs, lambda m, x: torch.sin(m(x)).square().flatten(1).sum(1)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("cache", [1, 2**22], ids=["one at a time", "together"])
+def test_a_layer_gives_the_gradients_of_jacrev(name: str, cache: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cl_diffusion.fisher.layers.layer.CACHE", cache)
+    monkeypatch.setattr("cl_diffusion.fisher.layers.affine.CACHE", cache)
+    model, inputs, loss = case(name)
+    weights = parameters.trainable_parameters(model)
+    expected = dense_gradients(model, inputs, loss)
+    (layer,) = layer_gradients(model, lambda: loss(model, inputs), weights, SAMPLES)
+
+    def flat(vector: dict[str, Tensor]) -> Tensor:
+        return parameters.flatten({n: vector[n] for n in weights})
+
+    of = layer.of(slice(1, 4))
+    torch.testing.assert_close(torch.cat([of[n].flatten(1) for n in weights], dim=1), expected[1:4])
+    torch.testing.assert_close(flat(layer.summed_squares()), expected.square().sum(0))
+    v = normal(expected.shape[1])
+    torch.testing.assert_close(layer.projections(parameters.unflatten(v, weights)), expected @ v)
+    w = normal(SAMPLES)
+    torch.testing.assert_close(flat(layer.weighted_sum(w)), w @ expected)
+    torch.testing.assert_close(flat(layer.signed_sum(w)), w @ expected)
+    bounds = layer.bounds()
+    assert all(float(layer.signed_sum(w.sign())[n].norm()) <= bounds[n] * (1 + 1e-9) for n in weights)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_is_recognised_and_verified(name: str) -> None:
+    model, inputs, loss = case(name)
+    gradients = LossGradients(model, loss)
+    assert {n for layer in gradients.layers(inputs) for n in layer.names.values()} == set(gradients.parameters)
+
+
+def test_the_layers_of_a_net_with_attention_cover_all_its_parameters_and_a_free_parameter_is_left() -> None:
+    for kind, left in (("conv", set()), ("normed", {"position"})):
+        model, data = problem(kind)
+        gradients = LossGradients(model.eval(), squared_error)
+        covered = {n for layer in gradients.layers(data) for n in layer.names.values()}
+        assert set(gradients.parameters) - covered == left
+
+
+class Shared(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(torch.tanh(self.layer(x)))
+
+
+class UsedOutside(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) + self.layer.weight.square().sum() * x
+
+
+class InPlace(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x).sin_()
+
+
+class SamplesOnTheSecondAxis(nn.Module):
+    """Sequence first, as many steps as samples: the leading axis has the right length and the wrong meaning."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        steps = torch.stack([x * (step + 1) for step in range(len(x))])
+        return torch.tanh(self.layer(steps)).sum(0)
+
+
+class OverriddenForward(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).square()
+
+
+MISLEADING = {
+    "shared": Shared,
+    "used outside": UsedOutside,
+    "in place": InPlace,
+    "second axis": SamplesOnTheSecondAxis,
+    "overridden": lambda: nn.Sequential(OverriddenForward(3, 3)),
+}
+
+
+@pytest.mark.parametrize("kind", MISLEADING)
+def test_a_layer_that_would_mislead_is_found_out_and_the_gradients_are_right_all_the_same(kind: str) -> None:
+    torch.manual_seed(0)
+    model, x = MISLEADING[kind]().double(), normal(SAMPLES, 3)
+    weights = parameters.trainable_parameters(model)
+
+    def loss(m: nn.Module, batch: Tensor) -> Tensor:
+        return m(batch).square().sum(1)
+
+    gradients = LossGradients(model, loss)
+    if kind == "second axis":  # its samples are coupled, so there is nothing to compare with
+        assert gradients.layers(x) == []
+        return
+    each = [torch.autograd.grad(loss(model, x)[i], list(weights.values())) for i in range(SAMPLES)]
+    expected = torch.stack([torch.cat([g.flatten() for g in one]) for one in each])
+    torch.testing.assert_close(parameters.flatten(gradients.summed_squares(x)), expected.square().sum(0))
+    v = normal(expected.shape[1])
+    torch.testing.assert_close(gradients.projections(x, parameters.unflatten(v, weights)), expected @ v)
+    products = gradients.products(x, parameters.unflatten(v, weights))
+    torch.testing.assert_close(parameters.flatten(products), expected.T @ (expected @ v))
+
+
+def test_what_a_layer_cannot_describe_is_not_taken_for_one() -> None:
+    grouped = nn.Conv2d(4, 4, 3, groups=2)
+    circular = nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular")
+    same = nn.Conv2d(4, 4, 3, padding="same")
+    x = normal(SAMPLES, 4, 5, 5)
+    for layer in (grouped, circular, same, nn.ConvTranspose2d(4, 4, 3)):
+        model = nn.Sequential(layer).double()
+        gradients = LossGradients(model, lambda m, batch: m(batch).square().flatten(1).sum(1))
+        assert gradients.layers(x) == []
+        expected = dense_gradients(model, x, lambda m, batch: m(batch).square().flatten(1).sum(1))
+        torch.testing.assert_close(parameters.flatten(gradients.summed_squares(x)), expected.square().sum(0))
+
+
+def test_a_convolution_uses_shifted_products_only_where_they_are_faster() -> None:
+    model, inputs, loss = case("conv2d, many positions")
+    (layer,) = layer_gradients(model, lambda: loss(model, inputs), parameters.trainable_parameters(model), SAMPLES)
+    assert isinstance(layer, AffineGradients)
+    assert layer._products(2)(slice(0, 2)).shape == (9, 2, 3, 2)
+    with pytest.MonkeyPatch().context() as patch:
+        patch.setattr("cl_diffusion.fisher.layers.affine.FEW_POSITIONS", 1000)
+        assert layer._products(2)(slice(0, 2)).shape == (1, 2, 3, 18)
