@@ -52,7 +52,7 @@ def keyed_integers(keys: Tensor, high: int) -> Tensor:
 
 def keyed_uniform(keys: Tensor) -> Tensor:
     """Uniform float64 in ``[0, 1)``, one a key: ``(B,)`` on the CPU."""
-    return torch.tensor([_generator(key).random() for key in keys.tolist()], dtype=torch.float64)
+    return torch.tensor([_generator(key, stream=2).random() for key in keys.tolist()], dtype=torch.float64)
 
 
 def keyed_normal(keys: Tensor, shape: tuple[int, ...]) -> Tensor:

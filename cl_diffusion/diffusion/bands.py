@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
+from cl_diffusion.bands import Bands
 from cl_diffusion.diffusion.schedule import NoiseSchedule
 
 
@@ -57,7 +59,7 @@ class SNRBand:
         return timesteps
 
 
-class SNRBands:
+class SNRBands(Bands):
     """The band of each sample of a drawn batch: what a banded Fisher is banded by.
 
     Args:
@@ -77,10 +79,12 @@ class SNRBands:
         self.bands = tuple(bands)
 
     @property
+    @override
     def names(self) -> tuple[str, ...]:
         """One name a band."""
         return tuple(band.name for band in self.bands)
 
+    @override
     def __call__(self, batch: Any) -> Tensor:
         """The position of each sample's band: int64 ``(B,)``; -1 is in none.
 
@@ -95,6 +99,7 @@ class SNRBands:
             position[band.contains(log_snr)] = number
         return position
 
+    @override
     def describe(self) -> str:
         """Names and edges, equal where bands are."""
         return ", ".join(f"{band.name} [{band.low:g}, {band.high:g})" for band in self.bands)

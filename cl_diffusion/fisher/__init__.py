@@ -1,6 +1,6 @@
 """Gradients in, importance operator out, for any model."""
 
-from cl_diffusion.fisher.banded import BandedFisher, Bands
+from cl_diffusion.fisher.banded import BandedFisher
 from cl_diffusion.fisher.check import Check, check
 from cl_diffusion.fisher.criterion import Criterion, CrossEntropy, OutputLoss, SquaredError
 from cl_diffusion.fisher.diagonal import DiagonalFisher
@@ -14,7 +14,6 @@ from cl_diffusion.fisher.weighting import GivenWeights, OutputNormalized, Weight
 
 __all__ = [
     "BandedFisher",
-    "Bands",
     "Check",
     "Criterion",
     "CrossEntropy",

@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
+from cl_diffusion.bands import Bands
 from cl_diffusion.fisher.estimator import FisherEstimator, Report, require_samples
 from cl_diffusion.fisher.population import Population, world_size
 from cl_diffusion.linalg import Operator, total
-
-
-class Bands(Protocol):
-    """Names of bands, and the band of each sample of a drawn batch."""
-
-    @property
-    def names(self) -> Sequence[str]:
-        """One name a band."""
-        ...
-
-    def __call__(self, batch: Any) -> Tensor:
-        """The position of each sample's band among ``names``: integers ``(B,)``; -1 is in none."""
-        ...
 
 
 class BandedFisher(FisherEstimator):
@@ -41,8 +29,10 @@ class BandedFisher(FisherEstimator):
 
     Args:
         estimator: for every band, or one for each name.
-        bands: such as ``cl_diffusion.diffusion.SNRBands``; any callable ``batch -> (B,)`` with ``names``.
+        bands: such as ``cl_diffusion.diffusion.SNRBands``; or any callable ``batch -> (B,)`` that gives the position of
+            each sample's band among ``names``, -1 for none.
         weights: ``w_b`` by name, finite and >= 0; a band that is left out weighs 0 and is not estimated.
+        names: one a band, where ``bands`` has none of its own.
 
     Raises:
         ValueError: a name is unknown, a weight is negative or not finite, or estimators differ in identity.
@@ -53,12 +43,12 @@ class BandedFisher(FisherEstimator):
         estimator: FisherEstimator | Mapping[str, FisherEstimator],
         bands: Bands | Callable[[Any], Tensor],
         weights: Mapping[str, float] | None = None,
+        names: Sequence[str] | None = None,
     ) -> None:
-        names = getattr(bands, "names", None)
-        if names is None:
-            raise ValueError(f"bands={bands!r}; expected a callable with `names`, one a band")
         self.bands = bands
-        self.names = tuple(names)
+        self.names = tuple(bands.names if isinstance(bands, Bands) else names or ())
+        if not self.names or len(set(self.names)) < len(self.names):
+            raise ValueError(f"names={names!r} with bands={bands!r}; expected one name a band, all different")
         self.weights = None if weights is None else {name: float(weight) for name, weight in weights.items()}
         by_name = estimator if isinstance(estimator, Mapping) else dict.fromkeys(self.names, estimator)
         for given in (by_name, self.weights or {}):
@@ -98,8 +88,7 @@ class BandedFisher(FisherEstimator):
 
     @override
     def identity(self) -> dict[str, str]:
-        describe = getattr(self.bands, "describe", None)
-        bands = describe() if callable(describe) else ", ".join(self.names)
+        bands = self.bands.describe() if isinstance(self.bands, Bands) else ", ".join(self.names)
         weights = "share of samples" if self.weights is None else str(dict(sorted(self.weights.items())))
         return {**super().identity(), "bands": bands, "band_weights": weights}
 

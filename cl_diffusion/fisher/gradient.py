@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from cl_diffusion.fisher.capture import layer_gradients
 from cl_diffusion.fisher.layers import LayerGradients
@@ -24,8 +24,9 @@ class LossGradients:
     Two ways lead to them. *Layers*: one ordinary forward and backward to the outputs of linear, convolutional, norm and
     embedding layers, from which their parameters' per-sample gradients are small products. *Batched derivative*:
     ``vmap(grad)``, which takes any parameter of any model and costs several times as much. A parameter goes by its
-    layer where that was verified: on the first batch, random signed sums of its per-sample gradients must agree with an
-    ordinary backward of the signed sum of losses to rounding, which no misattribution of samples survives.
+    layer where that was verified: on a few samples of the first batch, a random weighted sum of its per-sample
+    gradients must agree with an ordinary backward of the weighted sum of losses to rounding, which no misattribution
+    survives.
 
     Nothing of the model changes: no ``.grad`` is written, no buffer updated.
 
@@ -140,7 +141,7 @@ class LossGradients:
     def _split(self, batch: Any) -> tuple[list[LayerGradients], frozenset[str]]:
         """The verified layers, and the names of all other parameters."""
         if self._by_layer is None:
-            self._by_layer = self._verified(batch)
+            self._by_layer = self._verified(_a_few(batch))
         wanted = {name: p for name, p in self.parameters.items() if name in self._by_layer}
         layers = layer_gradients(self._model, lambda: self.losses(batch), wanted, batch_size(batch)) if wanted else []
         covered = frozenset(name for layer in layers for name in layer.names.values())
@@ -148,14 +149,14 @@ class LossGradients:
 
     def _verified(self, batch: Any) -> frozenset[str]:
         """The parameters whose layers give the gradients that an ordinary backward gives, to rounding."""
-        signs = torch.randint(2, (batch_size(batch),), generator=torch.Generator().manual_seed(0)) * 2 - 1
-        signs = signs.to(self.device, self.dtype)
-        expected = self.summed(batch, signs)
+        weights = torch.rand(batch_size(batch), generator=torch.Generator().manual_seed(0)) * 2 - 1
+        weights = weights.to(self.device, self.dtype)
+        expected = self.summed(batch, weights)
         tolerance = torch.finfo(self.dtype).eps ** 0.75  # of what could have been summed, so rounding is far below it
         agreed = set()
-        for layer in layer_gradients(self._model, lambda: self.losses(batch), self.parameters, len(signs)):
+        for layer in layer_gradients(self._model, lambda: self.losses(batch), self.parameters, len(weights)):
             bounds = layer.bounds()
-            for name, g in layer.signed_sum(signs).items():
+            for name, g in layer.summed_one_by_one(weights).items():
                 if float(torch.linalg.vector_norm(g - expected[name])) <= tolerance * bounds[name]:
                     agreed.add(name)
         return frozenset(agreed)
@@ -201,6 +202,13 @@ def batch_size(batch: Any) -> int:
 def has_samples(leaf: Any, size: int) -> bool:
     """Whether a leaf of a batch of ``size`` samples holds one entry a sample."""
     return isinstance(leaf, Tensor) and leaf.ndim > 0 and len(leaf) == size
+
+
+def _a_few(batch: Any) -> Any:
+    """3 to 8 samples of the batch, repeated where it has fewer: one alone has no axis to tell from others."""
+    size = batch_size(batch)
+    rows = torch.arange(min(max(size, 3), 8)) % size
+    return tree_map(lambda leaf: leaf[rows.to(leaf.device)] if has_samples(leaf, size) else leaf, batch)
 
 
 class _Losses(nn.Module):

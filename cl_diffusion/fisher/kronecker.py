@@ -108,6 +108,7 @@ def _factor_pass(samples: Samples) -> tuple[dict[LayerNames, _Factors], Paramete
                 _add_factors(factors[_names(layer)], layer, drawn)
             else:
                 parameters.add_mixed_(squares, layer.summed_squares())
+        _require_covered(inside, layers)
         rest = frozenset(squares) - {name for layer in layers for name in layer.names.values()}
         for chunk in samples.per_sample(drawn, rest) if rest else ():
             parameters.add_mixed_(squares, {name: g.square().sum(0) for name, g in chunk.items()})
@@ -117,6 +118,19 @@ def _factor_pass(samples: Samples) -> tuple[dict[LayerNames, _Factors], Paramete
         samples.all_reduce({"inputs": factor.inputs, "outputs": factor.outputs, "positions": factor.positions})
     require_samples(float(count))
     return factors, squares, float(count)
+
+
+def _require_covered(factored: set[str], layers: list[LayerGradients]) -> None:
+    """Refuse a batch in which a factored layer was not called as in the first one.
+
+    Raises:
+        ValueError: names the parameters.
+    """
+    if missing := sorted(factored - {name for layer in layers for name in layer.names.values()}):
+        raise ValueError(
+            f"the layer of {', '.join(missing)} takes another part in this batch than in the first one, so its factors "
+            "are not known; exclude its parameters (exclude=...), or use DiagonalFisher"
+        )
 
 
 def _agreed_layers(samples: Samples) -> list[LayerNames]:

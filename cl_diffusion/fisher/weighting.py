@@ -149,7 +149,7 @@ class OutputNormalized(Weighting):
             h = 1.0 if uniform else self._importances(terms)
             return h / (sizes(terms) + floor) / mean
 
-        return samples.weighted(weights, table), {"tau": floor, "mean_importance": mean}
+        return samples.weighted(weights, table), {"tau": floor} | ({} if uniform else {"mean_importance": mean})
 
     def size(self, terms: Terms) -> Tensor:
         """``s_i``, shape ``(B,)``."""

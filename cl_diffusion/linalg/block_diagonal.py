@@ -31,7 +31,10 @@ class BlockDiagonal(Operator):
         names = [name for part in parts for name in part.names]
         if not parts or len(set(names)) < len(names):
             twice = sorted({name for name in names if names.count(name) > 1})
-            raise ValueError(f"parts={[p.kind for p in parts]} share {twice}; expected parts on disjoint parameters")
+            raise ValueError(
+                f"parts={[p.kind for p in parts]} share the parameters {twice}; expected at least one part, on "
+                "disjoint parameters"
+            )
         self.parts = tuple(parts)
         self.provenance = provenance or Provenance()
 

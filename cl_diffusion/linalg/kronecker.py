@@ -53,9 +53,11 @@ class Kronecker(Operator):
         if (inputs.shape, outputs.shape, values.shape) != ((m, m), (o, o), (o, m)):
             raise ValueError(
                 f"inputs, outputs and values have shapes {tuple(inputs.shape)}, {tuple(outputs.shape)} and "
-                f"{tuple(values.shape)}; a weight of shape {tuple(shape)}{' with a bias' if bias else ''} takes "
-                f"({m}, {m}), ({o}, {o}) and ({o}, {m})"
+                f"{tuple(values.shape)}; a weight of shape {tuple(shape)}{'' if bias is None else ' with a bias'} "
+                f"takes ({m}, {m}), ({o}, {o}) and ({o}, {m})"
             )
+        if weight == bias:
+            raise ValueError(f"weight={weight!r}, bias={bias!r}; expected two parameters, or bias=None")
         if not bool(((values >= 0) & values.isfinite()).all()):
             raise ValueError(f"values of {weight!r} range over {values.aminmax()}; expected finite and >= 0")
         self.weight = weight
@@ -130,7 +132,8 @@ class Kronecker(Operator):
     def _coordinates(self, vector: Mapping[str, Tensor]) -> Tensor:
         """``U_B^T V U_A``."""
         selected = parameters.select(vector, self.names)
-        return self.outputs.T @ joined(selected[self.weight], selected[self.bias] if self.bias else None) @ self.inputs
+        bias = None if self.bias is None else selected[self.bias]
+        return self.outputs.T @ joined(selected[self.weight], bias) @ self.inputs
 
     def _expand(self, coordinates: Tensor) -> Parameters:
         """``U_B C U_A^T``."""
@@ -149,6 +152,12 @@ def joined(weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def eigenbasis(factor: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues (rounding below 0 clipped) and orthonormal eigenvectors of a symmetric factor, in float64."""
+    """Eigenvalues (rounding below 0 clipped) and orthonormal eigenvectors of a symmetric factor, in float64.
+
+    Raises:
+        ValueError: the factor has an eigenvalue that is negative beyond rounding.
+    """
     values, vectors = torch.linalg.eigh(factor.double())
+    if len(values) and float(values[0]) < -1e-5 * max(float(values[-1]), 0.0) - torch.finfo(torch.float64).tiny:
+        raise ValueError(f"factor has eigenvalues in [{values[0]:g}, {values[-1]:g}]; expected none below 0")
     return values.clamp(min=0.0), vectors

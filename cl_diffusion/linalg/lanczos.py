@@ -30,30 +30,34 @@ class Krylov:
 
     Each new vector is orthogonalised twice against all before it (Parlett's "twice is enough"), and every coefficient
     is kept: ``A Q = Q H + beta q e^T`` holds to rounding even where ``A`` is not exactly symmetric. Where the space is
-    exhausted (``beta`` negligible) the basis goes on with a fresh random direction, which ``H`` leaves uncoupled, so
-    that a second copy of a multiple eigenvalue is found.
+    exhausted (``beta`` negligible) the basis goes on with a fresh random direction, which ``H`` leaves uncoupled: a new
+    block, in which a second copy of a multiple eigenvalue is found.
 
     Acts on the last axis; leading axes are independent problems.
 
     Args:
         matvec: ``A q`` for ``q`` of the shape of ``start``.
         start: ``(..., d)``, not zero.
-        breakdown: ``beta`` counts as negligible below this multiple of ``|A q|``.
 
     Raises:
         ValueError: ``start`` is zero or not finite.
     """
 
-    def __init__(self, matvec: Matvec, start: Tensor, breakdown: float | None = None) -> None:
+    def __init__(self, matvec: Matvec, start: Tensor) -> None:
         norm = torch.linalg.vector_norm(start, dim=-1, keepdim=True)
-        if not bool(((norm > 0) & norm.isfinite()).all()):
-            raise ValueError(f"start has norm {norm.amin().item():g}; expected a finite vector that is not zero")
-        self._matvec = matvec
-        self._breakdown = 100 * torch.finfo(start.dtype).eps if breakdown is None else breakdown
+        good = (norm > 0) & norm.isfinite()
+        if not bool(good.all()):
+            raise ValueError(f"start has norm {norm[~good][0].item():g}; expected a finite vector that is not zero")
         self.basis = [start / norm]
-        self._generator = torch.Generator().manual_seed(0)
+        self.rests: list[Tensor] = []
+        """``|A q_j - Q Q^T A q_j|``, float64 ``(...)``."""
+        self.block_start = torch.zeros(start.shape[:-1], dtype=torch.int64, device=start.device)
+        """Where the block begins that the newest product belongs to."""
+        self._matvec = matvec
+        self._negligible = min(100 * torch.finfo(start.dtype).eps, 1e-6)
+        self._generator = torch.Generator().manual_seed(0x6B72796C)
         self._columns: list[Tensor] = []  # column j: <q_i, A q_j> for i <= j, float64 (..., j + 1)
-        self.betas: list[Tensor] = []  # |A q_j - Q Q^T A q_j|, float64 (...); 0 where the space was exhausted
+        self._exhausted: list[Tensor] = []
 
     @property
     def steps(self) -> int:
@@ -62,13 +66,16 @@ class Krylov:
 
     def extend(self) -> None:
         """Take one more product, and one more basis vector where the dimension allows."""
+        if self._exhausted:
+            self.block_start = torch.where(self._exhausted[-1], self.steps, self.block_start)
         product = self._matvec(self.basis[-1])
         scale = torch.linalg.vector_norm(product, dim=-1)
         rest, column = self._orthogonalised(product)
         beta = torch.linalg.vector_norm(rest, dim=-1)
-        exhausted = beta <= self._breakdown * scale
+        exhausted = beta <= self._negligible * scale
         self._columns.append(column)
-        self.betas.append(torch.where(exhausted, 0.0, beta).double())
+        self.rests.append(beta.double())
+        self._exhausted.append(exhausted)
         if self.steps == rest.shape[-1]:
             return
         following = rest / torch.where(exhausted, 1.0, beta)[..., None]
@@ -83,8 +90,16 @@ class Krylov:
         for j, column in enumerate(self._columns):
             matrix[..., : j + 1, j] = column
             if j + 1 < size:
-                matrix[..., j + 1, j] = self.betas[j]
+                matrix[..., j + 1, j] = torch.where(self._exhausted[j], 0.0, self.rests[j])
         return matrix
+
+    def outside(self) -> Tensor:
+        """For each basis vector the part of its product that ``Q H`` leaves out, float64 ``(..., m)``."""
+        left_out = torch.stack(
+            [torch.where(e, r, 0.0) for e, r in zip(self._exhausted, self.rests, strict=True)], dim=-1
+        )
+        left_out[..., -1] = self.rests[-1]
+        return left_out
 
     def combination(self, coefficients: Tensor) -> Tensor:
         """``Q c`` for ``c`` of shape ``(..., m, k)``: ``(..., k, d)``."""
@@ -104,10 +119,15 @@ class Krylov:
         return vector, torch.stack(coefficients, dim=-1)
 
     def _fresh(self, like: Tensor) -> Tensor:
-        direction = torch.randn(like.shape, generator=self._generator, dtype=like.dtype).to(like.device)
-        direction, _ = self._orthogonalised(direction)
-        length: Tensor = torch.linalg.vector_norm(direction, dim=-1, keepdim=True)
-        return direction / length
+        """A random direction orthogonal to the basis; drawn anew in the rare case that the basis nearly holds it."""
+        while True:
+            drawn = torch.randn(like.shape, generator=self._generator, dtype=like.dtype).to(like.device)
+            direction, _ = self._orthogonalised(drawn)
+            length: Tensor = torch.linalg.vector_norm(direction, dim=-1, keepdim=True)
+            if bool((length > 1e-3 * torch.linalg.vector_norm(drawn, dim=-1, keepdim=True)).all()):
+                direction, _ = self._orthogonalised(direction / length)
+                unit: Tensor = direction / torch.linalg.vector_norm(direction, dim=-1, keepdim=True)
+                return unit
 
 
 def lanczos_eigenpairs(
@@ -116,8 +136,9 @@ def lanczos_eigenpairs(
     """The ``rank`` largest eigenvalues of a symmetric positive semi-definite ``A`` and their eigenvectors.
 
     Lanczos with full re-orthogonalisation (``Krylov``), without restart; it stops as soon as all ``rank`` residuals are
-    at most ``tolerance`` times the largest Ritz value. A residual bounds the error of its eigenvalue, and divided by
-    the gap to the next that of its eigenvector (Parlett 1998, section 4.5 and 11.7).
+    at most ``tolerance`` times the largest Ritz value and, once a Krylov space was exhausted, no block that followed
+    can hold a larger one. A residual bounds the error of its eigenvalue, and divided by the gap to the next that of its
+    eigenvector (Parlett 1998, sections 4.5 and 11.7).
 
     Args:
         matvec: ``A q`` for ``q`` of the shape of ``start``.
@@ -140,7 +161,10 @@ def lanczos_eigenpairs(
         if krylov.steps < size:
             continue
         values, coordinates, residuals = _ritz(krylov, size)
-        converged = bool((residuals <= tolerance * values[..., :1].clamp(min=0.0)).all())
+        allowed = tolerance * values[..., 0].clamp(min=0.0)
+        small = (residuals <= allowed[..., None]).all(-1)
+        complete = krylov.steps == dimension
+        converged = bool((small & (complete or _nothing_larger(krylov, values[..., -1], allowed))).all())
         if converged or krylov.steps >= min(steps, dimension):
             vectors = krylov.combination(coordinates)
             return Eigenpairs(values.clamp(min=0.0), vectors, residuals, krylov.steps, converged)
@@ -149,12 +173,32 @@ def lanczos_eigenpairs(
 def _ritz(krylov: Krylov, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     """Values, coordinates in the basis ``(..., m, k)`` and residual norms of the largest Ritz pairs.
 
-    ``A Q y - theta Q y = Q (H - (H + H^T)/2) y + beta q e_m^T y``: the first part is what ``A`` lacks of symmetry.
+    ``A Q y - theta Q y = Q (H - (H + H^T)/2) y`` and what ``Q H`` leaves out: the first is what ``A`` lacks of
+    symmetry.
     """
     projected = krylov.projected()
     symmetric = (projected + projected.mT) / 2
     values, coordinates = torch.linalg.eigh(symmetric)
     values, coordinates = values.flip(-1)[..., :rank], coordinates.flip(-1)[..., :rank]
     asymmetric = torch.linalg.vector_norm((projected - symmetric) @ coordinates, dim=-2)
-    outside = krylov.betas[-1][..., None] * coordinates[..., -1, :]
+    outside = torch.linalg.vector_norm(krylov.outside()[..., None] * coordinates, dim=-2)
     return values, coordinates, torch.hypot(asymmetric, outside)
+
+
+def _nothing_larger(krylov: Krylov, smallest: Tensor, allowed: Tensor) -> Tensor:
+    """Whether what the basis does not hold has no eigenvalue above ``smallest``, the least of the values found.
+
+    A start holds a part of every eigenvector, so an unfinished first block is judged by its residuals alone. A later
+    block, or one that ended, has for its top value the largest eigenvalue of all that came neither in it nor before it
+    and was left, so it must be known, and not exceed what was found.
+    """
+    projected = krylov.projected()
+    position = torch.arange(krylov.steps, device=projected.device)
+    inside = position >= krylov.block_start[..., None]
+    values, vectors = torch.linalg.eigh((projected + projected.mT) / 2 * (inside[..., None] & inside[..., None, :]))
+    rest = krylov.rests[-1]
+    known = rest * vectors[..., -1, -1].abs() <= allowed
+    ended = rest <= allowed * 1e-3
+    first = (krylov.block_start == 0) & ~ended
+    enough: Tensor = first | (known & (values[..., -1] <= smallest + allowed))
+    return enough

@@ -105,13 +105,31 @@ def _eigenbasis(vectors: Parameters, values: Tensor) -> tuple[Parameters, Tensor
     """Orthonormal columns ``U`` and eigenvalues of ``V diag(s) V^T``, from the k x k Gram matrix ``V^T V = W D W^T``.
 
     ``V = Q R`` with ``Q = V W D^{-1/2}`` and ``R = D^{1/2} W^T``; the eigenvectors of ``R diag(s) R^T`` rotate ``Q``.
-    Columns that are already orthonormal are kept bit for bit, so that loading changes nothing.
+    Columns that are already orthonormal are kept bit for bit, so that loading changes nothing; where nearly dependent
+    columns leave ``Q`` short of that, it is brought there once more.
     """
-    flat = [columns.flatten(1).double() for columns in vectors.values()]
-    gram = torch.stack([columns @ columns.T for columns in flat]).sum(0)
+    for _ in range(4):
+        if _orthonormal(vectors):
+            break
+        vectors, values = _decomposed(vectors, values)
+    return vectors, values
+
+
+def _orthonormal(vectors: Parameters) -> bool:
+    gram = _gram(vectors)
     dtype = next(iter(vectors.values())).dtype
-    if bool(((gram - torch.eye(len(values), dtype=gram.dtype, device=gram.device)).abs() < _tolerance(dtype)).all()):
-        return vectors, values
+    return bool(((gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)).abs() < _tolerance(dtype)).all())
+
+
+def _gram(vectors: Parameters) -> Tensor:
+    flat = [columns.flatten(1).double() for columns in vectors.values()]
+    return torch.stack([columns @ columns.T for columns in flat]).sum(0)
+
+
+def _decomposed(vectors: Parameters, values: Tensor) -> tuple[Parameters, Tensor]:
+    """One pass of ``_eigenbasis``."""
+    gram = _gram(vectors)
+    dtype = next(iter(vectors.values())).dtype
     lengths, directions = torch.linalg.eigh(gram)
     kept = lengths > lengths.amax() * len(values) * torch.finfo(torch.float64).eps
     lengths, directions = lengths[kept], directions[:, kept]

@@ -99,7 +99,7 @@ def total(operators: Sequence[Operator], provenance: Provenance | None = None) -
     low_rank = [operator for operator in operators if isinstance(operator, LowRank)]
     if all(isinstance(operator, (Diagonal, Identity)) for operator in operators):
         return Diagonal(reduce(_added, (operator.diagonal() for operator in operators)), provenance)
-    if len(low_rank) == len(operators) and len({operator.names for operator in low_rank}) == 1:
+    if len(low_rank) == len(operators) and len({frozenset(operator.names) for operator in low_rank}) == 1:
         columns = {name: torch.cat([op.vectors[name] for op in low_rank]) for name in low_rank[0].names}
         return LowRank(columns, torch.cat([operator.values for operator in low_rank]), provenance)
     return OperatorSum(operators, provenance)

@@ -24,7 +24,7 @@ _KINDS: dict[str, type[Any]] = {
     operator.kind: operator for operator in (Identity, Diagonal, LowRank, Kronecker, BlockDiagonal, OperatorSum)
 }
 _HEADER = "cl_diffusion.operator"
-_TENSOR = "tensor"
+_REFERENCE = "$tensor"
 
 
 def operator_from_state(state: Mapping[str, Any]) -> Operator:
@@ -43,18 +43,23 @@ def operator_from_state(state: Mapping[str, Any]) -> Operator:
 
 
 def save_operator(operator: Operator, path: str | os.PathLike[str]) -> None:
-    """Write the operator as safetensors: one entry a tensor, named by its path in the operator, and a JSON header.
+    """Write the operator as safetensors: one entry a tensor, named by its place in the operator, and a JSON header.
 
-    The header, ``cl_diffusion.operator`` in the file's metadata, holds kind, plain values and provenance. The file is
-    written beside its place and moved there, so that it is whole or absent.
+    A diagonal's entries are ``values/PARAMETER``, those of a part are ``parts/0/values/PARAMETER``. The header,
+    ``cl_diffusion.operator`` in the file's metadata, holds kind, plain values and provenance. The file is written
+    beside its place and moved there, so that it is whole or absent.
     """
     from safetensors.torch import save_file  # here, so that importing a callback imports no more than lightning does
 
     tensors: dict[str, Tensor] = {}
     header = _described(operator.state(), "", tensors)
     scratch = Path(f"{os.fspath(path)}.partial")
-    save_file(tensors, scratch, metadata={_HEADER: json.dumps(header)})
-    scratch.replace(path)
+    try:
+        save_file(tensors, scratch, metadata={_HEADER: json.dumps(header)})
+        scratch.replace(path)
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise
 
 
 def load_operator(
@@ -71,6 +76,7 @@ def load_operator(
         device: where the tensors go.
 
     Raises:
+        FileNotFoundError: there is no such file.
         ValueError: the file holds no operator, or a field of its identity differs; the message names it.
     """
     from safetensors import SafetensorError, safe_open
@@ -79,11 +85,12 @@ def load_operator(
         with safe_open(path, framework="pt", device=str(device)) as file:
             header = json.loads((file.metadata() or {})[_HEADER])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, KeyError) as error:
+        operator = operator_from_state(_restored(header, tensors))
+    except (SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"path={os.fspath(path)!r} holds no operator: {error}; expected a file of save_operator"
+            f"path={os.fspath(path)!r} holds no operator ({type(error).__name__}: {error}); expected a file that "
+            "save_operator has written"
         ) from error
-    operator = operator_from_state(_restored(header, tensors))
     operator.provenance.require(identity or {})
     return operator
 
@@ -92,18 +99,24 @@ def _described(node: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     """``node`` with its tensors moved into ``tensors``, each leaving the name under which it is found there."""
     if isinstance(node, Tensor):
         tensors[path] = node.detach().cpu().clone(memory_format=torch.contiguous_format)
-        return {_TENSOR: path}
+        return {_REFERENCE: path}
     if isinstance(node, Mapping):
-        return {key: _described(value, f"{path}/{key}".lstrip("/"), tensors) for key, value in node.items()}
+        return {key: _described(value, _below(path, key), tensors) for key, value in node.items()}
     if isinstance(node, (list, tuple)):
-        return [_described(value, f"{path}/{index}".lstrip("/"), tensors) for index, value in enumerate(node)]
+        return [_described(value, _below(path, index), tensors) for index, value in enumerate(node)]
     return node
+
+
+def _below(path: str, key: Any) -> str:
+    if key == "tensors":  # the level of an operator's arguments, which says nothing to a reader
+        return path
+    return f"{path}/{key}" if path else str(key)
 
 
 def _restored(node: Any, tensors: Mapping[str, Tensor]) -> Any:
     if isinstance(node, dict):
-        if node.keys() == {_TENSOR} and isinstance(node[_TENSOR], str):
-            return tensors[node[_TENSOR]]
+        if node.keys() == {_REFERENCE}:
+            return tensors[node[_REFERENCE]]
         return {key: _restored(value, tensors) for key, value in node.items()}
     if isinstance(node, list):
         return [_restored(value, tensors) for value in node]

@@ -26,8 +26,6 @@ KINDS = ["linear", "mlp", "conv", "normed"]
 class Alternating:
     """Two bands, by the sign of a batch's last entry."""
 
-    names = ("negative", "positive")
-
     def __call__(self, batch: Any) -> Tensor:
         last = batch[-1] if isinstance(batch, tuple) else batch
         return (last[:, -1] > 0).long()
@@ -38,7 +36,7 @@ EXACT: list[FisherEstimator] = [
     MeanGradientFisher(),
     LeadingEigenpairsFisher(rank=2),
     KroneckerFisher(corrected=True),
-    BandedFisher(DiagonalFisher(), Alternating()),
+    BandedFisher(DiagonalFisher(), Alternating(), names=["negative", "positive"]),
 ]
 EVERY: list[FisherEstimator] = [*EXACT, SketchedDiagonalFisher()]
 

@@ -114,3 +114,23 @@ def test_the_batch_size_does_not_matter(corrected: bool) -> None:
     one, other = (estimate(KroneckerFisher(corrected), model, squared_error, batches(data, size)) for size in (13, 4))
     assert all(isinstance(part, Kronecker) for part in one.parts[:2])  # type: ignore[attr-defined]
     torch.testing.assert_close(dense_operator(one, model), dense_operator(other, model))
+
+
+class Sometimes(nn.Module):
+    """A layer that takes part in some batches only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.always, self.sometimes = nn.Linear(3, 2), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.always(x) + (self.sometimes(x) if len(x) > 3 else 0)
+
+
+def test_a_layer_that_is_not_called_in_every_batch_is_refused_and_not_forgotten() -> None:
+    _, data = problem("linear")
+    model = Sometimes().double()
+    with pytest.raises(ValueError, match="the layer of sometimes.bias, sometimes.weight takes another part"):
+        estimate(KroneckerFisher(), model, squared_error, batches(data, 5))
+    operator = estimate(KroneckerFisher(exclude=["sometimes*"]), model, squared_error, batches(data, 5))
+    assert set(operator.names) == {"always.weight", "always.bias"}

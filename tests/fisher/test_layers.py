@@ -91,9 +91,9 @@ def test_a_layer_gives_the_gradients_of_jacrev(name: str, cache: int, monkeypatc
     torch.testing.assert_close(layer.projections(parameters.unflatten(v, weights)), expected @ v)
     w = normal(SAMPLES)
     torch.testing.assert_close(flat(layer.weighted_sum(w)), w @ expected)
-    torch.testing.assert_close(flat(layer.signed_sum(w)), w @ expected)
+    torch.testing.assert_close(flat(layer.summed_one_by_one(w)), w @ expected)
     bounds = layer.bounds()
-    assert all(float(layer.signed_sum(w.sign())[n].norm()) <= bounds[n] * (1 + 1e-9) for n in weights)
+    assert all(float(layer.summed_one_by_one(w.sign())[n].norm()) <= bounds[n] * (1 + 1e-9) for n in weights)
 
 
 @pytest.mark.parametrize("name", LAYERS)

@@ -31,9 +31,10 @@ SAMPLES = 13
 LOSS = OutputLoss(SquaredError())
 
 
-class BySign:
-    names = ("negative", "positive")
+NAMES = ("negative", "positive")
 
+
+class BySign:
     def __call__(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         return (batch[1][:, 0] > 0).long()
 
@@ -48,8 +49,8 @@ ESTIMATORS: list[FisherEstimator] = [
     LeadingEigenpairsFisher(rank=3),
     KroneckerFisher(),
     KroneckerFisher(corrected=True),
-    BandedFisher(DiagonalFisher(), BySign()),
-    BandedFisher(MeanGradientFisher(weighting=OutputNormalized(kappa=0.1)), BySign()),
+    BandedFisher(DiagonalFisher(), BySign(), names=NAMES),
+    BandedFisher(MeanGradientFisher(weighting=OutputNormalized(kappa=0.1)), BySign(), names=NAMES),
 ]
 
 

@@ -166,3 +166,30 @@ def test_a_network_of_ones_own_gets_the_labels_also_when_it_predicts(tmp_path: P
 
 def still(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=0.0)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "x0", "v"])
+def test_the_output_loss_is_the_per_sample_loss_taken_apart(prediction: Any) -> None:
+    model = DDPM(unet(), prediction=prediction).eval()
+    drawn = model.draw(batch(), derive_keys(0, torch.arange(6)))
+    torch.testing.assert_close(model.output_loss(model, drawn), model.per_sample_loss(drawn))
+    expected = model.output_loss.output(model, drawn) - model.output_loss.target(model, drawn)
+    torch.testing.assert_close(expected.square().flatten(1).mean(1), model.per_sample_loss(drawn))
+
+
+def test_the_true_fisher_of_a_denoiser_does_not_depend_on_how_well_it_fits() -> None:
+    """Its targets are the model's own: the images do not enter but through the network's input."""
+    model = DDPM(unet()).eval()
+    images, labels = batch(6)
+    true, empirical = (
+        estimate(DiagonalFisher(residual=residual), model, model.output_loss, [(images, labels)], draw=model.draw)
+        for residual in ("model", "empirical")
+    )
+    with torch.no_grad():
+        model.denoiser.network.conv_out.bias += 3.0  # a bias at the output: the Jacobian is the same, the residual not
+    again, worse = (
+        estimate(DiagonalFisher(residual=residual), model, model.output_loss, [(images, labels)], draw=model.draw)
+        for residual in ("model", "empirical")
+    )
+    torch.testing.assert_close(again.trace(), true.trace(), rtol=1e-4, atol=0)
+    assert float(worse.trace()) > 5 * float(empirical.trace())

@@ -45,13 +45,13 @@ class LayerGradients(ABC):
 
     @abstractmethod
     def bounds(self) -> dict[str, float]:
-        """An upper bound of the norm of any signed sum of gradients, by full name: the scale of its rounding error."""
+        """A bound of the norm of any sum with weights in [-1, 1], by full name: the scale of its rounding error."""
 
     def summed_squares(self) -> Parameters:
         """``sum_i g_i * g_i``, by full name."""
         return self._summed(lambda g, rows: g.square_().sum(0))
 
-    def signed_sum(self, weights: Tensor) -> Parameters:
+    def summed_one_by_one(self, weights: Tensor) -> Parameters:
         """``sum_i w_i g_i`` of the single gradients, by full name: ``weighted_sum`` the long way."""
         return self._summed(lambda g, rows: torch.tensordot(weights[rows], g, dims=1))
 
