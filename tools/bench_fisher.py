@@ -45,7 +45,7 @@ NETWORKS: dict[str, tuple[int, tuple[int, ...]]] = {
     "8x8, widths 40-80": (8, (40, 80)),
     "8x8, widths 32-64": (8, (32, 64)),
 }
-LOOPED = 32
+LOOPED = 16
 """Samples that the loops over batches of one are timed on; their cost a sample does not depend on how many."""
 
 
@@ -149,7 +149,7 @@ def measure(name: str, batch_size: int, samples: int, rounds: int, device: str, 
     """All alternatives on one network and one batch size."""
     model = network(name).to(device, dtype)
     batches = drawn_batches(model, NETWORKS[name][0], samples, batch_size)
-    few = batches[: max(1, 2 * LOOPED // batch_size)]
+    few = batches[: max(1, 64 // batch_size)]
     direction = {n: torch.randn_like(p) for n, p in model.named_parameters()}
     gradients = LossGradients(model, loss)
     runs: dict[str, tuple[Callable[[], object], int]] = {
@@ -220,7 +220,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="where the figures go")
     parser.add_argument("--networks", nargs="*", default=list(NETWORKS), choices=list(NETWORKS), metavar="NAME")
-    parser.add_argument("--batch-sizes", nargs="*", type=int, default=[64])
+    parser.add_argument("--batch-sizes", nargs="*", type=int, default=[16, 64])
     parser.add_argument("--samples", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--processes", nargs="*", type=int, default=[1, 2], help="for the cost of several processes")

@@ -36,26 +36,26 @@ def alternating(
 ) -> dict[str, dict[str, float]]:
     """Median seconds and peak memory of each alternative, all of them run once a round after one round of warming up.
 
-    ``extra_mib`` is the most memory held above what was held before, in a further round that is not timed: of the
+    ``extra_mib`` is the most memory held above what was held before, in the first round, which is not timed: of the
     process on a CPU, as sampled every few milliseconds; of torch's allocator on a GPU.
     """
+    extra = {name: _peak_bytes(run, device) / 2**20 for name, run in alternatives.items()}
     seconds: dict[str, list[float]] = {name: [] for name in alternatives}
-    for round_ in range(rounds + 1):
+    for _ in range(rounds):
         for name, run in alternatives.items():
             _wait(device)
             start = time.perf_counter()
             run()
             _wait(device)
-            if round_ > 0:
-                seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(time.perf_counter() - start)
     return {
         name: {
-            "seconds": statistics.median(seconds[name]),
-            "fastest": min(seconds[name]),
-            "slowest": max(seconds[name]),
-            "extra_mib": _peak_bytes(run, device) / 2**20,
+            "seconds": statistics.median(taken),
+            "fastest": min(taken),
+            "slowest": max(taken),
+            "extra_mib": extra[name],
         }
-        for name, run in alternatives.items()
+        for name, taken in seconds.items()
     }
 
 

@@ -5,60 +5,90 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cl_diffusion.fisher.layers import AffineGradients, EmbeddingGradients, LayerGradients, NormGradients
+from cl_diffusion.linalg import parameters
 
 
-class _Call(NamedTuple):
-    leaf: type[LayerGradients]
-    module: nn.Module
-    names: dict[str, str]
-    inputs: Tensor
-    output: Tensor
+class _Call:
+    """A call of a layer in the forward pass, until the gradient at its output is known."""
+
+    def __init__(self, leaf: type[LayerGradients], module: nn.Module, names: dict[str, str], inputs: Tensor) -> None:
+        self.names = names
+        self._leaf = leaf
+        self._module = module
+        self._inputs: Tensor | None = inputs.detach()
+
+    def gradients(self, output_gradient: Tensor) -> LayerGradients:
+        """Of the layer; the input is let go, for the graph lives until the end of the backward."""
+        inputs, self._inputs = self._inputs, None
+        assert inputs is not None
+        return self._leaf(self._module, self.names, inputs, output_gradient)
 
 
-def layer_gradients(
-    model: nn.Module, losses: Callable[[], Tensor], names: Mapping[str, Tensor], samples: int
-) -> list[LayerGradients]:
-    """The gradients of every layer that is understood, from one ordinary forward and backward of ``losses()``.
+def visit_layers(
+    model: nn.Module,
+    losses: Callable[[], Tensor],
+    names: Mapping[str, Tensor],
+    samples: int,
+    visit: Callable[[LayerGradients], None],
+) -> frozenset[str]:
+    """Show every layer that is understood to ``visit``, during one ordinary forward and backward of ``losses()``.
 
-    Left out are parameters of other modules, those used outside their module or by several calls, and layers whose
-    leading axis is not the samples: what is returned is to be verified, for a leading axis can have the right length by
-    chance.
+    A layer is shown as soon as the gradient at its output is known, so that no more than one need be held. Left out are
+    parameters of other modules, those used by several calls, and layers whose leading axis is not the samples. What is
+    shown is to be verified: a leading axis can have the right length by chance, and a parameter can be used outside its
+    module as well.
 
     Args:
         model: whose modules are watched while ``losses`` runs.
         losses: one entry a sample.
         names: the parameters that are wanted, by full name.
         samples: ``B``.
+        visit: called once a layer.
+
+    Returns:
+        The names of the parameters that were shown.
     """
-    known = {id(parameter): name for name, parameter in names.items()}
-    calls: list[_Call] = []
+    trainable = {id(p): name for name, p in parameters.trainable_parameters(model).items()}
+    uses: Counter[str] = Counter()
+    sources: list[Tensor] = []
+    shown: set[str] = set()
 
     def record(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         leaf = _leaf(module)
-        mine = {local: known[id(p)] for local, p in module.named_parameters(recurse=False) if id(p) in known}
+        mine = {local: trainable[id(p)] for local, p in module.named_parameters(recurse=False) if id(p) in trainable}
         if leaf is None or not mine or kwargs or len(args) != 1 or not isinstance(args[0], Tensor):
             return
         has_samples = isinstance(output, Tensor) and args[0].shape[:1] == output.shape[:1] == (samples,)
-        if has_samples and output.requires_grad:
-            calls.append(_Call(leaf, module, mine, args[0].detach(), output))
+        if not has_samples or not output.requires_grad:
+            return
+        uses.update(mine.values())
+        if not args[0].requires_grad:
+            sources.append(output)
+        if wanted := {local: name for local, name in mine.items() if name in names}:
+            call = _Call(leaf, module, wanted, args[0])
+            output.register_hook(lambda gradient: show(call, gradient))
+
+    def show(call: _Call, gradient: Tensor) -> None:
+        layer = call.gradients(gradient)
+        if all(uses[name] == 1 for name in call.names.values()):
+            shown.update(call.names.values())
+            visit(layer)
 
     with torch.enable_grad(), _watched(model, record):
         total = losses().sum()
-    uses = Counter(name for call in calls for name in call.names.values())
-    calls = [call for call in calls if all(uses[name] == 1 for name in call.names.values())]
-    if not calls:
-        return []
-    gradients = torch.autograd.grad(total, [call.output for call in calls], materialize_grads=True)
-    return [
-        call.leaf(call.module, call.names, call.inputs, gradient)
-        for call, gradient in zip(calls, gradients, strict=True)
-    ]
+    # All that needs a gradient descends from a parameter: of a watched layer, which is a source or lies behind another
+    # one, or of those left here. With sources and the rest for its ends, a backward passes through every output.
+    ends = [*sources, *(p for p in model.parameters() if id(p) in trainable and trainable[id(p)] not in uses)]
+    sources.clear()
+    if ends and total.requires_grad:
+        torch.autograd.grad(total, ends, allow_unused=True)
+    return frozenset(shown)
 
 
 @contextmanager

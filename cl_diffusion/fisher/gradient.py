@@ -11,7 +11,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from cl_diffusion.fisher.capture import layer_gradients
+from cl_diffusion.fisher.capture import visit_layers
 from cl_diffusion.fisher.layers import LayerGradients
 from cl_diffusion.linalg import Parameters, parameters
 
@@ -107,8 +107,8 @@ class LossGradients:
 
     def summed_squares(self, batch: Any) -> Parameters:
         """``sum_i g_i * g_i`` over the batch, of per-sample gradients."""
-        layers, rest = self._split(batch)
-        totals = {name: square for layer in layers for name, square in layer.summed_squares().items()}
+        totals: Parameters = {}
+        rest = self.visit_layers(batch, lambda layer: totals.update(layer.summed_squares()))
         for chunk in self.per_sample(batch, rest) if rest else ():
             for name, g in chunk.items():
                 square = g.square().sum(0)
@@ -117,35 +117,40 @@ class LossGradients:
 
     def projections(self, batch: Any, direction: Parameters) -> Tensor:
         """``g_i^T v`` of each sample: float64 ``(B,)``."""
-        layers, rest = self._split(batch)
-        return self._projections(batch, direction, layers, rest)
+        total = torch.zeros(batch_size(batch), dtype=torch.float64, device=self.device)
+
+        def add(layer: LayerGradients) -> None:
+            total.add_(layer.projections(direction))
+
+        rest = self.visit_layers(batch, add)
+        return total + self._projections_by_vmap(batch, direction, rest) if rest else total
 
     def products(self, batch: Any, direction: Parameters) -> Parameters:
         """``sum_i g_i (g_i^T v)`` over the batch: the empirical second moment times ``v``."""
-        layers, rest = self._split(batch)
-        scales = self._projections(batch, direction, layers, rest)
-        weights = scales.to(self.dtype)
+        layers: list[LayerGradients] = []
+        rest = self.visit_layers(batch, layers.append)
+        scales = torch.zeros(batch_size(batch), dtype=torch.float64, device=self.device)
+        for layer in layers:
+            scales += layer.projections(direction)
         if rest:
-            return self.summed(batch, weights)
-        totals = {name: g for layer in layers for name, g in layer.weighted_sum(weights).items()}
+            scales += self._projections_by_vmap(batch, direction, rest)
+            return self.summed(batch, scales)
+        totals = {name: g for layer in layers for name, g in layer.weighted_sum(scales.to(self.dtype)).items()}
         return {name: totals[name] for name in self.parameters}
 
     def losses(self, batch: Any) -> Tensor:
         """The loss of each sample, ``(B,)``, differentiable in the parameters."""
         return self._call(self.parameters, batch)
 
-    def layers(self, batch: Any) -> list[LayerGradients]:
-        """The layers whose per-sample gradients were verified, on this batch."""
-        return self._split(batch)[0]
-
-    def _split(self, batch: Any) -> tuple[list[LayerGradients], frozenset[str]]:
-        """The verified layers, and the names of all other parameters."""
+    def visit_layers(self, batch: Any, visit: Callable[[LayerGradients], None]) -> frozenset[str]:
+        """Show the layers whose per-sample gradients were verified, one after the other; the names of all others."""
         if self._by_layer is None:
             self._by_layer = self._verified(_a_few(batch))
         wanted = {name: p for name, p in self.parameters.items() if name in self._by_layer}
-        layers = layer_gradients(self._model, lambda: self.losses(batch), wanted, batch_size(batch)) if wanted else []
-        covered = frozenset(name for layer in layers for name in layer.names.values())
-        return layers, frozenset(self.parameters) - covered
+        if not wanted:
+            return frozenset(self.parameters)
+        shown = visit_layers(self._model, lambda: self.losses(batch), wanted, batch_size(batch), visit)
+        return frozenset(self.parameters) - shown
 
     def _verified(self, batch: Any) -> frozenset[str]:
         """The parameters whose layers give the gradients that an ordinary backward gives, to rounding."""
@@ -153,25 +158,23 @@ class LossGradients:
         weights = weights.to(self.device, self.dtype)
         expected = self.summed(batch, weights)
         tolerance = torch.finfo(self.dtype).eps ** 0.75  # of what could have been summed, so rounding is far below it
-        agreed = set()
-        for layer in layer_gradients(self._model, lambda: self.losses(batch), self.parameters, len(weights)):
+        agreed: set[str] = set()
+
+        def compare(layer: LayerGradients) -> None:
             bounds = layer.bounds()
             for name, g in layer.summed_one_by_one(weights).items():
                 if float(torch.linalg.vector_norm(g - expected[name])) <= tolerance * bounds[name]:
                     agreed.add(name)
+
+        visit_layers(self._model, lambda: self.losses(batch), self.parameters, len(weights), compare)
         return frozenset(agreed)
 
-    def _projections(
-        self, batch: Any, direction: Parameters, layers: list[LayerGradients], rest: frozenset[str]
-    ) -> Tensor:
-        total = torch.zeros(batch_size(batch), dtype=torch.float64, device=self.device)
-        for layer in layers:
-            total += layer.projections(direction)
+    def _projections_by_vmap(self, batch: Any, direction: Parameters, names: frozenset[str]) -> Tensor:
         parts = []
-        for chunk in self.per_sample(batch, rest) if rest else ():
+        for chunk in self.per_sample(batch, names):
             dots = [g.flatten(1) @ direction[name].reshape(-1) for name, g in chunk.items()]
             parts.append(torch.stack(dots).sum(0, dtype=torch.float64))
-        return total + torch.cat(parts) if parts else total
+        return torch.cat(parts)
 
     def _call(self, weights: Parameters, batch: Any) -> Tensor:
         losses: Tensor = functional_call(self._losses, {f"model.{n}": w for n, w in weights.items()}, (batch,))

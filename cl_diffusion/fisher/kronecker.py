@@ -101,15 +101,15 @@ def _factor_pass(samples: Samples) -> tuple[dict[LayerNames, _Factors], Paramete
     squares = {name: total for name, total in samples.zeros().items() if name not in inside}
     count = torch.zeros(1, dtype=torch.float64, device=samples.device)
     for drawn in samples.drawn():
-        layers = samples.layers(drawn)
-        samples.finite({name: layer.output_gradients for layer in layers for name in layer.names.values()}, drawn)
-        for layer in layers:
+
+        def add(layer: LayerGradients, drawn: Drawn = drawn) -> None:
             if isinstance(layer, AffineGradients) and _names(layer) in factors:
                 _add_factors(factors[_names(layer)], layer, drawn)
             else:
                 parameters.add_mixed_(squares, layer.summed_squares())
-        _require_covered(inside, layers)
-        rest = frozenset(squares) - {name for layer in layers for name in layer.names.values()}
+
+        rest = samples.visit_layers(drawn, add)
+        _require_factored(rest & inside)
         for chunk in samples.per_sample(drawn, rest) if rest else ():
             parameters.add_mixed_(squares, {name: g.square().sum(0) for name, g in chunk.items()})
         count += drawn.num_samples
@@ -120,30 +120,38 @@ def _factor_pass(samples: Samples) -> tuple[dict[LayerNames, _Factors], Paramete
     return factors, squares, float(count)
 
 
-def _require_covered(factored: set[str], layers: list[LayerGradients]) -> None:
+def _require_factored(missing: frozenset[str]) -> None:
     """Refuse a batch in which a factored layer was not called as in the first one.
 
     Raises:
         ValueError: names the parameters.
     """
-    if missing := sorted(factored - {name for layer in layers for name in layer.names.values()}):
+    if missing:
         raise ValueError(
-            f"the layer of {', '.join(missing)} takes another part in this batch than in the first one, so its factors "
-            "are not known; exclude its parameters (exclude=...), or use DiagonalFisher"
+            f"the layer of {', '.join(sorted(missing))} takes another part in this batch than in the first one, so its "
+            "factors are not known; exclude its parameters (exclude=...), or use DiagonalFisher"
         )
 
 
 def _agreed_layers(samples: Samples) -> list[LayerNames]:
     """The layers that are factored: those that every process with samples has verified, in the order of the model."""
     first = next(samples.drawn(), None)
+    whole: set[LayerNames] = set()
+
+    def add(layer: LayerGradients) -> None:
+        if _is_whole(layer):
+            whole.add(_names(layer))
+
     mine = None
     if first is not None:
-        mine = [_names(layer) for layer in samples.layers(first) if _is_whole(layer, samples.gradients.parameters)]
+        samples.visit_layers(first, add)
+        order = list(samples.gradients.parameters)
+        mine = sorted(whole, key=lambda names: order.index(names[0]))
     found = [names for names in samples.gathered_objects(mine) if names is not None]
     return [names for names in found[0] if all(names in others for others in found)] if found else []
 
 
-def _is_whole(layer: LayerGradients, trainable: Parameters) -> bool:
+def _is_whole(layer: LayerGradients) -> bool:
     """Whether a layer has a weight, and a bias that is trained with it or none at all."""
     if not isinstance(layer, AffineGradients) or "weight" not in layer.names:
         return False
@@ -189,17 +197,20 @@ def _add_factors(factors: _Factors, layer: AffineGradients, drawn: Drawn) -> Non
 def _corrected_values(samples: Samples, bases: dict[LayerNames, _Basis], n: float) -> dict[LayerNames, Tensor]:
     """``(1/n) sum_i (U_B^T G_i U_A)^2`` of each layer."""
     sums = {names: torch.zeros_like(torch.outer(basis.beta, basis.alpha)) for names, basis in bases.items()}
+
+    def add(layer: LayerGradients) -> None:
+        if _names(layer) not in bases:
+            return
+        basis = bases[_names(layer)]
+        inputs, outputs = basis.inputs.to(layer.inputs), basis.outputs.to(layer.inputs)
+        step = max(1, _PATCHES // (outputs.shape[0] * inputs.shape[0] * layer.inputs.element_size()))
+        for start in range(0, len(layer.inputs), step):
+            of = layer.of(slice(start, start + step))
+            matrix = _matrices(of[layer.names["weight"]], of.get(layer.names.get("bias", "")))
+            sums[_names(layer)] += (outputs.T @ matrix @ inputs).square_().sum(0)
+
     for drawn in samples.drawn():
-        for layer in samples.layers(drawn):
-            if _names(layer) not in bases:
-                continue
-            basis = bases[_names(layer)]
-            inputs, outputs = basis.inputs.to(layer.inputs), basis.outputs.to(layer.inputs)
-            step = max(1, _PATCHES // (outputs.shape[0] * inputs.shape[0] * layer.inputs.element_size()))
-            for start in range(0, len(layer.inputs), step):
-                of = layer.of(slice(start, start + step))
-                matrix = _matrices(of[layer.names["weight"]], of.get(layer.names.get("bias", "")))
-                sums[_names(layer)] += (outputs.T @ matrix @ inputs).square_().sum(0)
+        samples.visit_layers(drawn, add)
     for total in sums.values():
         samples.all_reduce({"values": total})
     return {names: total / n for names, total in sums.items()}

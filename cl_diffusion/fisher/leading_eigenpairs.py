@@ -29,7 +29,7 @@ class LeadingEigenpairsFisher(FisherEstimator):
     Args:
         rank: ``k``.
         tolerance: relative to ``lambda_1``.
-        max_steps: passes at most, and so many vectors as long as the parameters; by default ``max(20, 4 k + 20)``.
+        max_steps: passes at most, and so many vectors as long as the parameters; by default ``max(100, 10 k)``.
             Where it ends the search, a warning says what residual is left.
         **settings: of ``FisherEstimator``.
 

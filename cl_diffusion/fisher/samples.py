@@ -125,9 +125,14 @@ class Samples:
         """``g_i``, in chunks."""
         yield from self.gradients.per_sample(drawn.inputs, names)
 
-    def layers(self, drawn: Drawn) -> list[LayerGradients]:
-        """The layers whose per-sample gradients are known from their input and output gradient."""
-        return self.gradients.layers(drawn.inputs)
+    def visit_layers(self, drawn: Drawn, visit: Callable[[LayerGradients], None]) -> frozenset[str]:
+        """Show the layers whose per-sample gradients are known by input and output gradient; the names of the rest."""
+
+        def show(layer: LayerGradients) -> None:
+            self.finite(dict.fromkeys(layer.names.values(), layer.output_gradients), drawn)
+            visit(layer)
+
+        return self.gradients.visit_layers(drawn.inputs, show)
 
     @torch.no_grad()
     def terms(self, drawn: Drawn) -> Terms:

@@ -145,13 +145,13 @@ def lanczos_eigenpairs(
         start: ``(..., d)``; acts on the last axis, leading axes are independent problems.
         rank: how many pairs, ``k``; no more than ``d`` are returned.
         tolerance: relative to the largest Ritz value.
-        max_steps: products at most, and so vectors of length ``d`` kept; by default ``max(20, 4 k + 20)``.
+        max_steps: products at most, and so vectors of length ``d`` kept; by default ``max(100, 10 k)``.
 
     Raises:
         ValueError: ``rank`` or ``max_steps`` leaves nothing to find, or ``start`` is zero.
     """
     dimension = start.shape[-1]
-    steps = max(20, 4 * rank + 20) if max_steps is None else max_steps
+    steps = max(100, 10 * rank) if max_steps is None else max_steps
     if rank < 1 or steps < rank:
         raise ValueError(f"rank={rank}, max_steps={max_steps}; expected 1 <= rank <= max_steps")
     krylov = Krylov(matvec, start)

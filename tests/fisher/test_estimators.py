@@ -19,6 +19,7 @@ from cl_diffusion.fisher import (
 from cl_diffusion.keys import KeyedBatch, keyed_normal
 from cl_diffusion.linalg import LowRank, parameters
 from tests.fisher.laws import batches, dense_gradients, problem, squared_error
+from tests.tiny import unet
 
 KINDS = ["linear", "mlp", "conv", "normed"]
 
@@ -262,3 +263,58 @@ def test_a_zero_mean_gradient_and_an_unknown_coefficient_are_refused() -> None:
         estimate(MeanGradientFisher(), Row(2), linear_loss, [torch.zeros(3, 2, dtype=torch.float64)])
     with pytest.raises(ValueError, match="coefficient='best'"):
         MeanGradientFisher("best")  # type: ignore[arg-type]
+
+
+def test_parameters_are_chosen_by_name() -> None:
+    model, data = problem("conv")
+    whole = estimate(DiagonalFisher(), model, squared_error, [data])
+    chosen = estimate(DiagonalFisher(include=["conv.*", "*bias"], exclude=["norm.*"]), model, squared_error, [data])
+    assert chosen.names == ("conv.weight", "conv.bias", "out.bias")
+    torch.testing.assert_close(chosen.diagonal(), {n: whole.diagonal()[n] for n in chosen.names})
+    assert chosen.provenance.identity["parameters"] == "conv.*, *bias but not norm.*"
+    assert "parameters" not in whole.provenance.identity
+    with pytest.raises(ValueError, match="none of the 7 trainable parameters is selected"):
+        estimate(DiagonalFisher(include=["adapter*"]), model, squared_error, [data])
+
+
+@pytest.mark.parametrize("estimator", EXACT, ids=lambda estimator: estimator.name)
+def test_every_estimator_takes_a_part_of_the_parameters(estimator: FisherEstimator) -> None:
+    model, data = problem("conv")
+    for parameter in (model.conv.weight, model.norm.bias):
+        parameter.requires_grad_(False)
+    operator = estimate(estimator, model, squared_error, batches(data, 5))
+    assert set(operator.names) == {"conv.bias", "norm.weight", "label.weight", "out.weight", "out.bias"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("offload", [False, True])
+def test_the_type_of_sums_and_where_they_are_kept_change_rounding_alone(dtype: torch.dtype, offload: bool) -> None:
+    model, data = problem("conv")
+    exact = estimate(DiagonalFisher(), model, squared_error, batches(data, 5))
+    other = estimate(DiagonalFisher(dtype=dtype, offload=offload), model, squared_error, batches(data, 5))
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-6
+    torch.testing.assert_close(other.diagonal(), exact.diagonal(), rtol=tolerance, atol=0)
+
+
+def test_in_float32_batches_of_any_size_agree_to_a_millionth() -> None:
+    """The norm of the difference over the norm; sums within a batch are in the model's own precision."""
+    torch.manual_seed(0)
+    network = unet()
+    x, y = torch.randn(24, 1, 8, 8), torch.randn(24, 1, 8, 8)
+
+    def loss(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
+        t, label = torch.full((len(batch[0]),), 300), torch.zeros(len(batch[0]), dtype=torch.int64)
+        return (model(batch[0], t, class_labels=label).sample - batch[1]).square().flatten(1).mean(1)
+
+    for estimator in (DiagonalFisher(), MeanGradientFisher()):
+        one, other = (estimate(estimator, network, loss, batches((x, y), size)).diagonal() for size in (24, 5))
+        difference = parameters.subtract(one, other)
+        assert float(parameters.norm(difference) / parameters.norm(one)) < 1e-6
+
+
+def test_a_compiled_part_of_the_model_is_estimated_all_the_same() -> None:
+    model, data = problem("mlp")
+    expected = parameters.flatten(estimate(DiagonalFisher(), model, squared_error, [data]).diagonal())
+    model[0] = torch.compile(model[0], backend="eager")
+    found = parameters.flatten(estimate(DiagonalFisher(), model, squared_error, [data]).diagonal())
+    torch.testing.assert_close(found, expected)

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cl_diffusion.fisher.capture import layer_gradients
+from cl_diffusion.fisher.capture import visit_layers
 from cl_diffusion.fisher.gradient import LossGradients
-from cl_diffusion.fisher.layers import AffineGradients
+from cl_diffusion.fisher.layers import AffineGradients, LayerGradients
 from cl_diffusion.linalg import parameters
 from tests.fisher.laws import dense_gradients, problem, squared_error
 
@@ -19,6 +19,17 @@ SAMPLES = 5
 
 def normal(*shape: int) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def shown(model: nn.Module, losses: Any, weights: dict[str, Tensor]) -> list[LayerGradients]:
+    layers: list[LayerGradients] = []
+    names = visit_layers(model, losses, weights, SAMPLES, layers.append)
+    assert names == {name for layer in layers for name in layer.names.values()}
+    return layers
+
+
+def refuse(layer: LayerGradients) -> None:
+    raise AssertionError(f"{layer.names} was shown")
 
 
 def evaluated_batch_norm() -> nn.Module:
@@ -79,7 +90,7 @@ def test_a_layer_gives_the_gradients_of_jacrev(name: str, cache: int, monkeypatc
     model, inputs, loss = case(name)
     weights = parameters.trainable_parameters(model)
     expected = dense_gradients(model, inputs, loss)
-    (layer,) = layer_gradients(model, lambda: loss(model, inputs), weights, SAMPLES)
+    (layer,) = shown(model, lambda: loss(model, inputs), weights)
 
     def flat(vector: dict[str, Tensor]) -> Tensor:
         return parameters.flatten({n: vector[n] for n in weights})
@@ -100,15 +111,14 @@ def test_a_layer_gives_the_gradients_of_jacrev(name: str, cache: int, monkeypatc
 def test_a_layer_is_recognised_and_verified(name: str) -> None:
     model, inputs, loss = case(name)
     gradients = LossGradients(model, loss)
-    assert {n for layer in gradients.layers(inputs) for n in layer.names.values()} == set(gradients.parameters)
+    assert gradients.visit_layers(inputs, lambda layer: None) == set()
 
 
 def test_the_layers_of_a_net_with_attention_cover_all_its_parameters_and_a_free_parameter_is_left() -> None:
     for kind, left in (("conv", set()), ("normed", {"position"})):
         model, data = problem(kind)
         gradients = LossGradients(model.eval(), squared_error)
-        covered = {n for layer in gradients.layers(data) for n in layer.names.values()}
-        assert set(gradients.parameters) - covered == left
+        assert gradients.visit_layers(data, lambda layer: None) == left
 
 
 class Shared(nn.Module):
@@ -175,7 +185,7 @@ def test_a_layer_that_would_mislead_is_found_out_and_the_gradients_are_right_all
 
     gradients = LossGradients(model, loss)
     if kind == "second axis":  # its samples are coupled, so there is nothing to compare with
-        assert gradients.layers(x) == []
+        assert gradients.visit_layers(x, refuse) == set(gradients.parameters)
         return
     each = [torch.autograd.grad(loss(model, x)[i], list(weights.values())) for i in range(SAMPLES)]
     expected = torch.stack([torch.cat([g.flatten() for g in one]) for one in each])
@@ -194,14 +204,14 @@ def test_what_a_layer_cannot_describe_is_not_taken_for_one() -> None:
     for layer in (grouped, circular, same, nn.ConvTranspose2d(4, 4, 3)):
         model = nn.Sequential(layer).double()
         gradients = LossGradients(model, lambda m, batch: m(batch).square().flatten(1).sum(1))
-        assert gradients.layers(x) == []
+        assert gradients.visit_layers(x, refuse) == set(gradients.parameters)
         expected = dense_gradients(model, x, lambda m, batch: m(batch).square().flatten(1).sum(1))
         torch.testing.assert_close(parameters.flatten(gradients.summed_squares(x)), expected.square().sum(0))
 
 
 def test_a_convolution_uses_shifted_products_only_where_they_are_faster() -> None:
     model, inputs, loss = case("conv2d, many positions")
-    (layer,) = layer_gradients(model, lambda: loss(model, inputs), parameters.trainable_parameters(model), SAMPLES)
+    (layer,) = shown(model, lambda: loss(model, inputs), parameters.trainable_parameters(model))
     assert isinstance(layer, AffineGradients)
     assert layer._products(2)(slice(0, 2)).shape == (9, 2, 3, 2)
     with pytest.MonkeyPatch().context() as patch:

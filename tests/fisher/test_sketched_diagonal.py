@@ -41,7 +41,7 @@ def test_the_sketch_takes_no_per_sample_gradient(monkeypatch: pytest.MonkeyPatch
         raise AssertionError("a per-sample gradient was taken")
 
     monkeypatch.setattr("cl_diffusion.fisher.gradient.LossGradients.per_sample", refuse)
-    monkeypatch.setattr("cl_diffusion.fisher.gradient.LossGradients.layers", refuse)
+    monkeypatch.setattr("cl_diffusion.fisher.gradient.LossGradients.visit_layers", refuse)
     estimate(SketchedDiagonalFisher(), model, squared_error, batches(data, 5))
 
 
