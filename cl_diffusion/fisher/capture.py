@@ -106,7 +106,9 @@ def _watched(model: nn.Module, record: Callable[[nn.Module, Any, Any, Any], None
 
 
 def _leaf(module: nn.Module) -> type[LayerGradients] | None:
-    """Which kind of layer a module is; None where none fits."""
+    """Which kind of layer a module is; None where none fits, or where its weight is not a parameter of its own."""
+    if module._parameters.get("weight") is None:
+        return None
     if isinstance(module, nn.Linear):
         return AffineGradients
     if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
@@ -115,7 +117,7 @@ def _leaf(module: nn.Module) -> type[LayerGradients] | None:
     if isinstance(module, (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)):
         return NormGradients
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
-        return NormGradients if module.track_running_stats else None
+        return NormGradients if module.track_running_stats and not module.training else None
     if isinstance(module, nn.Embedding):
         plain = module.max_norm is None and not module.scale_grad_by_freq and not module.sparse
         return EmbeddingGradients if plain else None

@@ -11,7 +11,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 
 from cl_diffusion.callbacks import EWC
-from cl_diffusion.fisher import DiagonalFisher, FisherEstimator, MeanGradientFisher, estimate
+from cl_diffusion.fisher import DiagonalFisher, FisherEstimator, MeanGradientFisher, OutputLoss, SquaredError, estimate
 from tests.callbacks.stranger import Regression, loader, trainer
 
 ESTIMATORS = [DiagonalFisher(), MeanGradientFisher()]
@@ -213,3 +213,29 @@ def test_a_module_without_a_loss_of_each_sample_is_told_what_to_add() -> None:
 
     with pytest.raises(TypeError, match="Bare has no `per_sample_loss`; add"):
         EWC(DiagonalFisher()).setup(trainer(), Bare(), "fit")
+
+
+class Telling(Regression):
+    """A project that says what its output is."""
+
+    @property
+    def output_loss(self) -> OutputLoss:
+        return OutputLoss(SquaredError(), output=lambda module, batch: module.net(batch[0]))
+
+
+def test_a_true_fisher_needs_the_output_and_says_how_to_tell_it() -> None:
+    fisher = DiagonalFisher(residual="model")
+    with pytest.raises(TypeError, match="needs the model's output, and Regression has no `output_loss`"):
+        two_tasks(Regression(), EWC(fisher, strength=1.0))
+    ewc = EWC(fisher, strength=1.0)
+    two_tasks(Telling(), ewc)
+    (term,) = ewc.terms
+    assert term.operator.provenance.identity["residual"] == "model"
+    assert float(term.operator.trace()) > 0
+
+
+def test_the_empirical_fisher_is_that_of_the_per_sample_loss_also_where_the_output_is_told() -> None:
+    told, plain = EWC(DiagonalFisher(), strength=1.0), EWC(DiagonalFisher(), strength=1.0)
+    two_tasks(Telling(), told)
+    two_tasks(Regression(), plain)
+    torch.testing.assert_close(told.terms[0].operator.diagonal(), plain.terms[0].operator.diagonal())

@@ -165,7 +165,13 @@ class OverriddenForward(nn.Linear):
         return super().forward(x).square()
 
 
+class Parametrized(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.utils.parametrizations.weight_norm(nn.Linear(3, 3)))
+
+
 MISLEADING = {
+    "parametrized": Parametrized,
     "shared": Shared,
     "used outside": UsedOutside,
     "in place": InPlace,
