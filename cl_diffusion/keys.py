@@ -61,8 +61,8 @@ def keyed_normal(keys: Tensor, shape: tuple[int, ...]) -> Tensor:
     Independent of ``keyed_integers`` of the same keys: each kind of draw has a stream of its own.
     """
     rows = np.empty((len(keys), *shape), dtype=np.float32)
-    for row, key in zip(rows, keys.tolist(), strict=True):
-        row[...] = _generator(key, stream=1).standard_normal(shape, dtype=np.float32)
+    for position, key in enumerate(keys.tolist()):
+        rows[position] = _generator(key, stream=1).standard_normal(shape, dtype=np.float32)
     return torch.from_numpy(rows)
 
 

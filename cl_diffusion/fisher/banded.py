@@ -18,10 +18,10 @@ from cl_diffusion.linalg import Operator, total
 class BandedFisher(FisherEstimator):
     """``F = sum_b w_b F_b``, ``F_b = E[g g^T | sample in band b]``, each by an estimator of its own.
 
-    With ``weights=None`` a band weighs as much as it has samples, ``w_b = n_b / n``: on the same draws the sum of
-    diagonals (or of any exact estimates) is then *exactly* the estimate over all samples. Given weights, such as a
-    timestep law's ``P(b)``, agree with that in expectation only; or they choose: ``{"low": 1.0}`` is a restricted
-    Fisher. A weighting of the estimator is fitted within each band:
+    With ``weights=None`` a band weighs as much as it has samples, ``w_b = n_b / n`` of those in any band: on the same
+    draws the sum of diagonals (or of any exact estimates) is then *exactly* the estimate over all samples. Given
+    weights, such as a timestep law's ``P(b)``, agree with that in expectation only; or they choose: ``{"low": 1.0}``
+    is a restricted Fisher. A weighting of the estimator is fitted within each band:
     ``BandedFisher(DiagonalFisher(weighting=OutputNormalized( kappa=.01)), bands)`` is the banded IEWC.
 
     Each band takes the passes of its estimator, and gradients are taken once a sample and pass. The report holds each
@@ -35,7 +35,7 @@ class BandedFisher(FisherEstimator):
         names: one a band, where ``bands`` has none of its own.
 
     Raises:
-        ValueError: a name is unknown, a weight is negative or not finite, or estimators differ in identity.
+        ValueError: a name is unknown, or a weight is negative or not finite.
     """
 
     def __init__(
@@ -90,7 +90,14 @@ class BandedFisher(FisherEstimator):
     def identity(self) -> dict[str, str]:
         bands = self.bands.describe() if isinstance(self.bands, Bands) else ", ".join(self.names)
         weights = "share of samples" if self.weights is None else str(dict(sorted(self.weights.items())))
-        return {**super().identity(), "bands": bands, "band_weights": weights}
+        by_band = {name: estimator.identity() for name, estimator in self.estimators.items()}
+        fields = {field for identity in by_band.values() for field in identity} - {"estimator"}
+        found = {field: {name: identity.get(field, "all") for name, identity in by_band.items()} for field in fields}
+        same = {field: next(iter(of.values())) for field, of in found.items() if len(set(of.values())) == 1}
+        mixed = {
+            field: ", ".join(f"{n}: {v}" for n, v in of.items()) for field, of in found.items() if field not in same
+        }
+        return {"estimator": self.name, **same, **mixed, "bands": bands, "band_weights": weights}
 
     @override
     def compute(self, population: Population) -> tuple[Operator, Report]:
@@ -123,6 +130,11 @@ class BandedFisher(FisherEstimator):
         counts = torch.zeros(len(self.names), dtype=torch.float64)
         for rows in population.rows():
             labels = self.bands(rows.batch).cpu().long()
+            if labels.shape != rows.indices.shape or bool((labels >= len(self.names)).any()):
+                raise ValueError(
+                    f"bands gives labels of shape {tuple(labels.shape)} up to {labels.max()} for {len(rows.indices)} "
+                    f"samples; expected one a sample, below {len(self.names)}, the number of names"
+                )
             counts += torch.bincount(labels[labels >= 0], minlength=len(self.names))
         if world_size() > 1:
             counts = counts.to(next(population.model.parameters()).device)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 
 from cl_diffusion.fisher.layers import AffineGradients, EmbeddingGradients, LayerGradients, NormGradients
 from cl_diffusion.linalg import parameters
@@ -56,7 +57,7 @@ def visit_layers(
     """
     trainable = {id(p): name for name, p in parameters.trainable_parameters(model).items()}
     uses: Counter[str] = Counter()
-    sources: list[Tensor] = []
+    sources: list[Any] = []
     shown: set[str] = set()
 
     def record(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -69,7 +70,7 @@ def visit_layers(
             return
         uses.update(mine.values())
         if not args[0].requires_grad:
-            sources.append(output)
+            sources.append(get_gradient_edge(output))  # of the output as it is now, whatever is done to it in place
         if wanted := {local: name for local, name in mine.items() if name in names}:
             call = _Call(leaf, module, wanted, args[0])
             output.register_hook(lambda gradient: show(call, gradient))

@@ -57,8 +57,13 @@ class SquaredError(Criterion):
 
     @override
     def __call__(self, output: Tensor, target: Tensor) -> Tensor:
+        if output.shape != target.shape:
+            raise ValueError(
+                f"output has shape {tuple(output.shape)} and target {tuple(target.shape)}; expected the same, for "
+                "broadcasting would compare samples with each other"
+            )
         squared_error: Tensor = (output - target).square()
-        return squared_error.flatten(1).mean(1)
+        return squared_error.reshape(len(output), -1).mean(1)
 
     @override
     def randomness(self, target: Tensor, keys: Tensor) -> Tensor:
@@ -75,13 +80,13 @@ class SquaredError(Criterion):
 
     @override
     def outcome_losses(self, output: Tensor, outcome: Tensor) -> Tensor:
-        flat = output.flatten(1)
+        flat = output.reshape(len(output), -1)
         scale: float = (2 / flat.shape[1]) ** 0.5
         return scale * flat.gather(1, outcome[:, None])[:, 0]
 
     @override
     def hessian_trace(self, output: Tensor) -> Tensor:
-        return torch.full_like(output.flatten(1)[:, 0], 2.0)
+        return torch.full_like(output.reshape(len(output), -1)[:, 0], 2.0)
 
 
 class CrossEntropy(Criterion):
@@ -138,6 +143,17 @@ class OutputLoss:
     output: Callable[[Any, Any], Tensor] = lambda model, batch: model(*batch[:-1])
     target: Callable[[Any, Any], Tensor] = lambda model, batch: batch[-1]
     weight: Callable[[Any, Any], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.criterion, Criterion):
+            raise TypeError(
+                f"criterion={self.criterion!r}; expected a Criterion, such as SquaredError() or CrossEntropy(): a loss "
+                "of torch.nn does not say which distribution it is the likelihood of"
+            )
+
+    def describe(self) -> str:
+        """What the loss is, for the provenance."""
+        return self.criterion.name + ("" if self.weight is None else ", weighted")
 
     def __call__(self, model: Any, batch: Any) -> Tensor:
         """``w l`` of each sample, shape ``(B,)``."""

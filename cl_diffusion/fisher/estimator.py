@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from cl_diffusion.evaluation_mode import evaluation_mode
+from cl_diffusion.fisher.criterion import OutputLoss
 from cl_diffusion.fisher.gradient import Loss
 from cl_diffusion.fisher.population import Draw, Population
 from cl_diffusion.fisher.residual import RESIDUALS, ResidualName
@@ -71,10 +72,16 @@ class FisherEstimator(ABC):
                 "residual='expectation' sums over outcomes and has no residual that a weighting could look at; use "
                 "residual='model', or weighting=None"
             )
+        if weighting is not None and not isinstance(weighting, Weighting):
+            raise TypeError(
+                f"weighting={weighting!r}; expected a Weighting, such as OutputNormalized(tau=1e-3), or None"
+            )
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise TypeError(f"dtype={dtype!r}; expected a floating-point torch.dtype, such as torch.float64")
         self.residual = RESIDUALS[residual]
         self.weighting = weighting
-        self.include = tuple(include)
-        self.exclude = tuple(exclude)
+        self.include = (include,) if isinstance(include, str) else tuple(include)
+        self.exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
         self.dtype = dtype
         self.offload = offload
 
@@ -161,8 +168,9 @@ def estimate(
         torch.autocast(first.device.type, enabled=False),
     ):
         operator, report = estimator.compute(population)
+    criterion = {"criterion": loss.describe()} if isinstance(loss, OutputLoss) else {}
     operator.provenance = Provenance(
-        {**estimator.identity(), **(identity or {})},
+        {**estimator.identity(), **criterion, **(identity or {})},
         ({"seed": seed, "keyed": population.keyed, "dtype": str(first.dtype), **report, **(record or {})},),
     )
     return operator

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from cl_diffusion.fisher.batch import a_few, batch_size, has_samples, reseed
 from cl_diffusion.fisher.capture import visit_layers
 from cl_diffusion.fisher.layers import LayerGradients
 from cl_diffusion.linalg import Parameters, parameters
@@ -24,9 +25,9 @@ class LossGradients:
     Two ways lead to them. *Layers*: one ordinary forward and backward to the outputs of linear, convolutional, norm and
     embedding layers, from which their parameters' per-sample gradients are small products. *Batched derivative*:
     ``vmap(grad)``, which takes any parameter of any model and costs several times as much. A parameter goes by its
-    layer where that was verified: on a few samples of the first batch, a random weighted sum of its per-sample
-    gradients must agree with an ordinary backward of the weighted sum of losses to rounding, which no misattribution
-    survives.
+    layer where that was verified: on a few samples, a random weighted sum of its per-sample gradients must agree with
+    an ordinary backward of the weighted sum of losses to rounding. Where there is hardly a gradient, the next batch
+    is asked.
 
     Nothing of the model changes: no ``.grad`` is written, no buffer updated.
 
@@ -55,14 +56,20 @@ class LossGradients:
             raise ValueError(f"model={type(model).__name__} has no parameter that requires a gradient; unfreeze some")
         self.parameters: Parameters = {n: p for n, p in trainable.items() if select is None or select(n)}
         if not self.parameters:
-            raise ValueError(f"none of the {len(trainable)} trainable parameters is selected; widen the filter by name")
+            shown = ", ".join(list(trainable)[:3]) + (", ..." if len(trainable) > 3 else "")
+            raise ValueError(
+                f"none of the {len(trainable)} trainable parameters ({shown}) is selected; widen include, or narrow "
+                "exclude"
+            )
         if chunk_size is not None and chunk_size < 1:
             raise ValueError(f"chunk_size={chunk_size!r}; expected at least 1 sample, or None")
         self._model = model
         self._losses = _Losses(model, loss)
         self._given_chunk_size = chunk_size
         self._memory_budget = memory_budget
-        self._by_layer: frozenset[str] | None = None  # None until verified
+        self._by_layer: set[str] = set()
+        self._undecided: set[str] = set(self.parameters)
+        self._draws_for_itself = False
 
     @property
     def device(self) -> torch.device:
@@ -92,15 +99,27 @@ class LossGradients:
         gradient_of_each = vmap(grad(sample_loss), (None, *(0 for _ in batched)), randomness="different")
         weights = {n: p.detach() for n, p in self.parameters.items() if names is None or n in names}
         step = self._chunk_size(weights)
+        reseed(batch)
         for start in range(0, size, step):
             chunk = [leaves[position][start : start + step] for position in batched]
-            with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-                yield gradient_of_each(weights, *chunk)
+            try:
+                with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+                    gradients = gradient_of_each(weights, *chunk)
+            except RuntimeError as error:
+                shown = ", ".join(list(weights)[:3]) + (", ..." if len(weights) > 3 else "")
+                raise RuntimeError(
+                    f"per-sample gradients of {len(weights)} parameters ({shown}) go by torch.func.vmap, which this "
+                    f"model does not allow: {error}; exclude them (exclude=[...]), or use an estimator without "
+                    "per-sample gradients (SketchedDiagonalFisher)"
+                ) from error
+            yield gradients
 
     def summed(self, batch: Any, weights: Tensor | None = None) -> Parameters:
         """``sum_i w_i g_i`` over the batch, by one ordinary backward; ``w`` of shape ``(B,)``, None is ones."""
         with torch.enable_grad():
             losses = self.losses(batch)
+        if not losses.requires_grad:  # none of the parameters takes part
+            return {name: torch.zeros_like(p) for name, p in self.parameters.items()}
         weights = torch.ones_like(losses) if weights is None else weights.to(losses)
         gradients = torch.autograd.grad(losses, list(self.parameters.values()), weights, materialize_grads=True)
         return dict(zip(self.parameters, gradients, strict=True))
@@ -140,34 +159,50 @@ class LossGradients:
 
     def losses(self, batch: Any) -> Tensor:
         """The loss of each sample, ``(B,)``, differentiable in the parameters."""
+        reseed(batch)
         return self._call(self.parameters, batch)
 
     def visit_layers(self, batch: Any, visit: Callable[[LayerGradients], None]) -> frozenset[str]:
         """Show the layers whose per-sample gradients were verified, one after the other; the names of all others."""
-        if self._by_layer is None:
-            self._by_layer = self._verified(_a_few(batch))
-        wanted = {name: p for name, p in self.parameters.items() if name in self._by_layer}
-        if not wanted:
+        if self._undecided:
+            self._verify(a_few(batch))
+        if not self._by_layer:
             return frozenset(self.parameters)
+        wanted = {name: self.parameters[name] for name in self._by_layer}
         shown = visit_layers(self._model, lambda: self.losses(batch), wanted, batch_size(batch), visit)
         return frozenset(self.parameters) - shown
 
-    def _verified(self, batch: Any) -> frozenset[str]:
-        """The parameters whose layers give the gradients that an ordinary backward gives, to rounding."""
+    def _verify(self, batch: Any) -> None:
+        """Decide which parameters go by their layers: where those give what an ordinary backward gives, to rounding.
+
+        A gradient that is hardly there says nothing, and the next batch is asked; except beside a verified one of the
+        same layer, since some are zero for good (a bias before a norm).
+        """
         weights = torch.rand(batch_size(batch), generator=torch.Generator().manual_seed(0)) * 2 - 1
         weights = weights.to(self.device, self.dtype)
+        reseed(batch)
+        before = _random_state(self.device)
         expected = self.summed(batch, weights)
-        tolerance = torch.finfo(self.dtype).eps ** 0.75  # of what could have been summed, so rounding is far below it
-        agreed: set[str] = set()
+        self._draws_for_itself = not torch.equal(before, _random_state(self.device))
+        rounding = torch.finfo(self.dtype).eps ** 0.75  # of what could have been summed: errors are far below it
+        asked = {name: self.parameters[name] for name in self._undecided}
+        seen: set[str] = set()
 
         def compare(layer: LayerGradients) -> None:
-            bounds = layer.bounds()
-            for name, g in layer.summed_one_by_one(weights).items():
-                if float(torch.linalg.vector_norm(g - expected[name])) <= tolerance * bounds[name]:
-                    agreed.add(name)
+            bounds, found = layer.bounds(), layer.summed_one_by_one(weights)
+            sizes = {name: float(torch.linalg.vector_norm(expected[name])) for name in found}
+            apart = {name: float(torch.linalg.vector_norm(g - expected[name])) for name, g in found.items()}
+            agree = {name for name in found if apart[name] <= rounding * bounds[name]}
+            sure = {name for name in agree if apart[name] <= 0.05 * sizes[name] and sizes[name] > 0}
+            largest = max((sizes[name] for name in sure), default=0.0)
+            settled = sure | {name for name in agree if sizes[name] < 1e-3 * largest}
+            self._by_layer |= settled
+            seen.update(agree - settled)
 
-        visit_layers(self._model, lambda: self.losses(batch), self.parameters, len(weights), compare)
-        return frozenset(agreed)
+        visit_layers(self._model, lambda: self.losses(batch), asked, len(weights), compare)
+        self._undecided = seen
+        if self._draws_for_itself and self._by_layer != set(self.parameters):
+            self._by_layer, self._undecided = set(), set()  # both ways at once would see different draws
 
     def _projections_by_vmap(self, batch: Any, direction: Parameters, names: frozenset[str]) -> Tensor:
         parts = []
@@ -180,38 +215,14 @@ class LossGradients:
         losses: Tensor = functional_call(self._losses, {f"model.{n}": w for n, w in weights.items()}, (batch,))
         if losses.shape != (batch_size(batch),):
             raise ValueError(
-                f"loss(model, batch) has shape {tuple(losses.shape)}; expected ({batch_size(batch)},), one entry a "
-                "sample: reduce over the elements of each sample, not over samples"
+                f"loss(model, batch) has shape {tuple(losses.shape)} on {batch_size(batch)} samples; expected "
+                f"({batch_size(batch)},), one entry a sample: reduce over the elements of each sample, not over samples"
             )
         return losses
 
     def _chunk_size(self, weights: Parameters) -> int:
         bytes_a_sample = sum(p.numel() * p.element_size() for p in weights.values())
         return self._given_chunk_size or max(1, self._memory_budget // max(1, bytes_a_sample))
-
-
-def batch_size(batch: Any) -> int:
-    """The number of samples: the leading axis of the batch's first tensor that has one.
-
-    Raises:
-        ValueError: the batch holds no tensor with an axis.
-    """
-    for leaf in tree_flatten(batch)[0]:
-        if isinstance(leaf, Tensor) and leaf.ndim > 0:
-            return len(leaf)
-    raise ValueError(f"batch={type(batch).__name__} holds no tensor with an axis of samples")
-
-
-def has_samples(leaf: Any, size: int) -> bool:
-    """Whether a leaf of a batch of ``size`` samples holds one entry a sample."""
-    return isinstance(leaf, Tensor) and leaf.ndim > 0 and len(leaf) == size
-
-
-def _a_few(batch: Any) -> Any:
-    """3 to 8 samples of the batch, repeated where it has fewer: one alone has no axis to tell from others."""
-    size = batch_size(batch)
-    rows = torch.arange(min(max(size, 3), 8)) % size
-    return tree_map(lambda leaf: leaf[rows.to(leaf.device)] if has_samples(leaf, size) else leaf, batch)
 
 
 class _Losses(nn.Module):
@@ -224,3 +235,7 @@ class _Losses(nn.Module):
 
     def forward(self, batch: Any) -> Tensor:
         return self.loss(self.model, batch)
+
+
+def _random_state(device: torch.device) -> Tensor:
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()

@@ -11,6 +11,7 @@ from typing_extensions import Unpack, override
 
 from cl_diffusion.fisher.estimator import FisherEstimator, Report, Settings, require_samples
 from cl_diffusion.fisher.layers import AffineGradients, LayerGradients
+from cl_diffusion.fisher.layers.layer import in_single
 from cl_diffusion.fisher.population import Population
 from cl_diffusion.fisher.samples import Drawn, Samples
 from cl_diffusion.linalg import BlockDiagonal, Diagonal, Kronecker, Operator, Parameters, parameters
@@ -34,7 +35,8 @@ class KroneckerFisher(FisherEstimator):
     gradients in them, which is the best diagonal there: EK-FAC (George et al. 2018, 1806.03884), whose trace is exact.
 
     Parameters of other layers (norms, embeddings, grouped or transposed convolutions, shared or free parameters) take
-    the exact diagonal; the record names them under ``on_the_diagonal``.
+    the exact diagonal, and so does a layer that could not be verified; the record names them under ``on_the_diagonal``.
+    A weight whose bias is frozen or left out is factored without it.
 
     Args:
         corrected: one more pass, with per-sample gradients.
@@ -56,6 +58,7 @@ class KroneckerFisher(FisherEstimator):
         factors, squares, n = _factor_pass(samples)
         bases = {names: factor.bases(n) for names, factor in factors.items()}
         if self.corrected:
+            samples.require_repeatable()
             values = _corrected_values(samples, bases, n)
         else:
             values = {names: torch.outer(basis.beta, basis.alpha) for names, basis in bases.items()}
@@ -80,7 +83,7 @@ class _Basis:
 
 @dataclass
 class _Factors:
-    """Sums over samples and positions, float64, in the order of the flattened weight."""
+    """Sums over samples and positions, in the order of the flattened weight."""
 
     inputs: Tensor
     outputs: Tensor
@@ -96,17 +99,17 @@ def _factor_pass(samples: Samples) -> tuple[dict[LayerNames, _Factors], Paramete
     """The factors of each layer, the summed squares of all other parameters, and the number of samples."""
     factored = _agreed_layers(samples)
     weights = samples.gradients.parameters
-    factors = {names: _empty_factors(names, weights, samples.dtype) for names in factored}
+    factors = {names[0]: _empty_factors(names, weights, samples) for names in factored}
     inside = {name for names in factored for name in names if name is not None}
     squares = {name: total for name, total in samples.zeros().items() if name not in inside}
     count = torch.zeros(1, dtype=torch.float64, device=samples.device)
     for drawn in samples.drawn():
 
         def add(layer: LayerGradients, drawn: Drawn = drawn) -> None:
-            if isinstance(layer, AffineGradients) and _names(layer) in factors:
-                _add_factors(factors[_names(layer)], layer, drawn)
-            else:
-                parameters.add_mixed_(squares, layer.summed_squares())
+            if isinstance(layer, AffineGradients) and (factor := factors.get(layer.names.get("weight", ""))):
+                _add_factors(factor, layer, drawn)
+            if not inside.issuperset(layer.names.values()):
+                parameters.add_mixed_(squares, {n: s for n, s in layer.summed_squares().items() if n in squares})
 
         rest = samples.visit_layers(drawn, add)
         _require_factored(rest & inside)
@@ -117,7 +120,7 @@ def _factor_pass(samples: Samples) -> tuple[dict[LayerNames, _Factors], Paramete
     for factor in factors.values():
         samples.all_reduce({"inputs": factor.inputs, "outputs": factor.outputs, "positions": factor.positions})
     require_samples(float(count))
-    return factors, squares, float(count)
+    return {names: factors[names[0]] for names in factored}, squares, float(count)
 
 
 def _require_factored(missing: frozenset[str]) -> None:
@@ -139,8 +142,8 @@ def _agreed_layers(samples: Samples) -> list[LayerNames]:
     whole: set[LayerNames] = set()
 
     def add(layer: LayerGradients) -> None:
-        if _is_whole(layer):
-            whole.add(_names(layer))
+        if isinstance(layer, AffineGradients) and "weight" in layer.names:
+            whole.add((layer.names["weight"], layer.names.get("bias")))
 
     mine = None
     if first is not None:
@@ -151,26 +154,11 @@ def _agreed_layers(samples: Samples) -> list[LayerNames]:
     return [names for names in found[0] if all(names in others for others in found)] if found else []
 
 
-def _is_whole(layer: LayerGradients) -> bool:
-    """Whether a layer has a weight, and a bias that is trained with it or none at all."""
-    if not isinstance(layer, AffineGradients) or "weight" not in layer.names:
-        return False
-    return getattr(layer.module, "bias", None) is None or "bias" in layer.names
-
-
-def _names(layer: LayerGradients) -> LayerNames:
-    return layer.names.get("weight", ""), layer.names.get("bias")
-
-
-def _empty_factors(names: LayerNames, weights: Parameters, dtype: torch.dtype) -> _Factors:
+def _empty_factors(names: LayerNames, weights: Parameters, samples: Samples) -> _Factors:
     weight, bias = weights[names[0]], names[1]
     o, m = len(weight), weight[0].numel() + (bias is not None)
-    options: dict[str, Any] = {"dtype": dtype, "device": weight.device}
-    return _Factors(
-        torch.zeros(m, m, **options),
-        torch.zeros(o, o, **options),
-        torch.zeros(1, dtype=torch.float64, device=weight.device),
-    )
+    options: dict[str, Any] = {"dtype": samples.dtype, "device": samples.sums_on}
+    return _Factors(torch.zeros(m, m, **options), torch.zeros(o, o, **options), torch.zeros(1, **options))
 
 
 def _add_factors(factors: _Factors, layer: AffineGradients, drawn: Drawn) -> None:
@@ -182,32 +170,34 @@ def _add_factors(factors: _Factors, layer: AffineGradients, drawn: Drawn) -> Non
     step = max(1, _PATCHES // (m * layer.num_positions * layer.inputs.element_size()))
     for start in range(0, samples, step):
         rows = slice(start, start + step)
-        u, d = layer.patches(rows).flatten(0, 1), layer.positions(rows)
-        gram = (u.T @ u)[order][:, order]
+        u, d = in_single(layer.patches(rows).flatten(0, 1)), in_single(layer.positions(rows))
+        gram = (u.T @ u)[order][:, order].to(factors.inputs.device)
         factors.inputs[:m, :m] += share * gram
         if len(factors.inputs) > m:
-            ones = u.sum(0)[order]
+            ones = u.sum(0)[order].to(factors.inputs.device)
             factors.inputs[:m, m] += share * ones
             factors.inputs[m, :m] += share * ones
             factors.inputs[m, m] += share * len(u)
-        factors.outputs += torch.einsum("bol,bpl->op", d, d)
+        factors.outputs += torch.einsum("bol,bpl->op", d, d).to(factors.outputs.device)
         factors.positions += share * len(u)
 
 
 def _corrected_values(samples: Samples, bases: dict[LayerNames, _Basis], n: float) -> dict[LayerNames, Tensor]:
     """``(1/n) sum_i (U_B^T G_i U_A)^2`` of each layer."""
     sums = {names: torch.zeros_like(torch.outer(basis.beta, basis.alpha)) for names, basis in bases.items()}
+    by_weight = {names[0]: names for names in bases}
 
     def add(layer: LayerGradients) -> None:
-        if _names(layer) not in bases:
+        names = by_weight.get(layer.names.get("weight", ""))
+        if names is None:
             return
-        basis = bases[_names(layer)]
+        basis = bases[names]
         inputs, outputs = basis.inputs.to(layer.inputs), basis.outputs.to(layer.inputs)
         step = max(1, _PATCHES // (outputs.shape[0] * inputs.shape[0] * layer.inputs.element_size()))
         for start in range(0, len(layer.inputs), step):
             of = layer.of(slice(start, start + step))
-            matrix = _matrices(of[layer.names["weight"]], of.get(layer.names.get("bias", "")))
-            sums[_names(layer)] += (outputs.T @ matrix @ inputs).square_().sum(0)
+            matrix = _matrices(of[names[0]], None if names[1] is None else of[names[1]])
+            sums[names] += in_single(outputs.T @ matrix @ inputs).square_().sum(0).to(sums[names].device)
 
     for drawn in samples.drawn():
         samples.visit_layers(drawn, add)

@@ -18,8 +18,8 @@ from cl_diffusion.linalg import LowRank, Operator, lanczos_eigenpairs, parameter
 class LeadingEigenpairsFisher(FisherEstimator):
     """``sum_{j <= k} lambda_j v_j v_j^T``: the best rank-k approximation of ``F``, by Lanczos on its products.
 
-    ``F v = (1/n) sum_i g_i (g_i^T v)``, all-reduced: one pass over the samples a step, on the same draws each time, and
-    no per-sample gradient. Lanczos keeps one vector a step (full re-orthogonalisation) and stops when every residual
+    ``F v = (1/n) sum_i g_i (g_i^T v)``, all-reduced: one pass over the samples a step, on the same draws each
+    time. Lanczos keeps one vector a step (full re-orthogonalisation) and stops when every residual
     ``|F v_j - lambda_j v_j|`` is at most ``tolerance * lambda_1``; pairs below that are not told from zero and are left
     out, so that n samples give at most n pairs.
 

@@ -10,7 +10,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from cl_diffusion.fisher.gradient import Loss, batch_size, has_samples
+from cl_diffusion.fisher.batch import batch_size, has_samples
+from cl_diffusion.fisher.gradient import Loss
 from cl_diffusion.keys import KeyedBatch, derive_keys
 
 Draw = Callable[[Any, Tensor], Any]
@@ -59,6 +60,7 @@ class Population:
         self._batches = batches
         self._draw = draw
         self._passes = 0
+        self._first_batch: list[Tensor] | None = None
 
     def rows(self, draw: int = 0) -> Iterator[Rows]:
         """One pass over the samples; another ``draw`` is another, independent set of random draws.
@@ -73,11 +75,16 @@ class Population:
             )
         self._passes += 1
         device = next(self.model.parameters()).device
+        torch.manual_seed(self.seed)  # a loader that shuffles takes its order from here, the same in every pass
         offset = 0
         for item in self._batches:
             batch, indices = item if isinstance(item, KeyedBatch) else (item, None)
             size = batch_size(batch)
+            if size == 0:
+                continue
             if indices is None:
+                if offset == 0:
+                    self._require_same_order(batch)
                 indices = rank() + world_size() * torch.arange(offset, offset + size)
             offset += size
             batch = tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, batch)
@@ -85,6 +92,22 @@ class Population:
                 yield Rows(batch, indices, int(derive_keys(self.seed, indices[:1], draw)))
             else:
                 yield Rows(self._draw(batch, derive_keys(self.seed, indices, draw)), indices, None)
+
+    def _require_same_order(self, batch: Any) -> None:
+        """Refuse batches without indices that begin with other samples in another pass.
+
+        Raises:
+            ValueError: the first batch is not that of the first pass.
+        """
+        now = [leaf.detach().clone() for leaf in tree_flatten(batch)[0] if isinstance(leaf, Tensor)]
+        before, self._first_batch = self._first_batch, now
+        if before is not None and not all(
+            x.shape == y.shape and torch.equal(x, y) for x, y in zip(before, now, strict=True)
+        ):
+            raise ValueError(
+                "batches come in another order in each pass, and a sample without an index is known by its place "
+                "alone; give a loader that does not shuffle by a generator of its own, or KeyedBatch(batch, indices)"
+            )
 
     def restricted(self, label: Callable[[Any], Tensor], value: int) -> Population:
         """The samples whose drawn batch has this label (``label(batch) -> (B,)``), in batches of the usual size."""
@@ -114,6 +137,10 @@ def regrouped(passed: Iterable[Rows], label: Callable[[Rows], Tensor]) -> Iterat
     for rows in passed:
         labels = label(rows).cpu()
         size = len(rows.indices)
+        if labels.shape != (size,):
+            raise ValueError(
+                f"labels of {size} samples have shape {tuple(labels.shape)}; expected ({size},), one a sample"
+            )
         for value in labels.unique().tolist():
             part = select(rows, labels == value)
             held = waiting.setdefault(value, [])

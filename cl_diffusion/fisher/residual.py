@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 from typing_extensions import override
 
-from cl_diffusion.fisher.criterion import Criterion, OutputLoss
+from cl_diffusion.fisher.criterion import Criterion, CrossEntropy, OutputLoss
 
 ResidualName = Literal["empirical", "model", "expectation", "negated_logits"]
 
@@ -61,6 +61,10 @@ class NegatedLogits(Residual):
 
     @override
     def losses(self, criterion: Criterion, output: Tensor, target: Tensor, randomness: Tensor | None) -> Tensor:
+        if not isinstance(criterion, CrossEntropy):
+            raise ValueError(
+                f"residual='negated_logits' with criterion={criterion.name!r}; it is defined for CrossEntropy alone"
+            )
         return criterion(-output, target)
 
 

@@ -69,17 +69,21 @@ class SampleLoss:
     def __call__(self, model: Any, inputs: Inputs) -> Tensor:
         """The weighted losses, ``(B,)``."""
         if self.weights is None and not self.residual.needs_output:
-            self._reseed(inputs)
             losses: Tensor = self.loss(model, inputs.batch)
             return losses
         terms = self.terms(model, inputs)
         if self.weights is None:
             return terms.losses
-        return terms.losses * self.weights(terms).detach().sqrt()
+        weights = self.weights(terms).detach()
+        if weights.shape != terms.losses.shape:
+            raise ValueError(
+                f"the weighting gives weights of shape {tuple(weights.shape)}; expected {tuple(terms.losses.shape)}, "
+                "one a sample"
+            )
+        return terms.losses * weights.sqrt()
 
     def terms(self, model: Any, inputs: Inputs) -> Terms:
         """Losses and what they are made of; the losses are differentiable in the model's parameters."""
-        self._reseed(inputs)
         batch, extra = inputs.batch, inputs.randomness
         if not isinstance(self.loss, OutputLoss):
             return Terms(inputs, self.loss(model, batch), self.loss, None, self._no_output)
@@ -96,10 +100,6 @@ class SampleLoss:
             return gradient
 
         return Terms(inputs, losses_of(output), loss, output.detach(), output_gradient)
-
-    def _reseed(self, inputs: Inputs) -> None:
-        if inputs.reseed is not None:
-            torch.manual_seed(inputs.reseed)
 
     def _no_output(self) -> Tensor:
         raise ValueError(

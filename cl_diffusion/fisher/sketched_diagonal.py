@@ -14,9 +14,9 @@ class SketchedDiagonalFisher(FisherEstimator):
     """``f = (1/n) sum_batches (sum_{i in batch} r_i g_i)^2`` with independent signs ``r_i``: the diagonal without bias.
 
     ``E_r[(sum_i r_i g_i)^2] = sum_i g_i^2`` elementwise, at the price of one ordinary backward a batch and no further
-    memory, for models whose per-sample gradients are out of reach. Its relative standard deviation is at least
-    ``sqrt(2/m)`` after m batches, more when batches are uneven: 35% after 16. The signs are a function of (seed,
-    index), but which samples share a sum is not, so that the *estimate* depends on batches and processes; its
+    memory, for models whose per-sample gradients are out of reach. Its relative standard deviation is about
+    ``sqrt(2/m)`` after m batches of many samples, more when they are uneven: 35% after 16. The signs are a function
+    of (seed, index), but which samples share a sum is not, so that the *estimate* depends on batches and processes; its
     expectation does not. (Derived.)
 
     Takes the arguments of ``FisherEstimator``.
@@ -29,12 +29,13 @@ class SketchedDiagonalFisher(FisherEstimator):
         samples, report = self.samples(population)
         squares, counts = samples.zeros(), torch.zeros(2, dtype=torch.float64, device=samples.device)
         for drawn in samples.drawn():
-            signs = samples.keys(drawn.indices, purpose="sign").remainder(2) * 2 - 1
+            signs = samples.keys(drawn.indices, drawn.outcome, purpose="sign").remainder(2) * 2 - 1
             sketch = samples.summed(drawn, signs)
             parameters.add_mixed_(squares, parameters.multiply(sketch, sketch))
-            counts += torch.tensor([drawn.num_samples, 1.0], dtype=torch.float64)
+            counts[0] += drawn.num_samples
+            counts[1] += 1
         samples.all_reduce({**squares, "counts": counts})
         n, batches = counts.tolist()
         require_samples(n)
         mean = samples.to_parameters(parameters.scale(squares, 1 / n))
-        return Diagonal(mean), {"samples": n, "relative_standard_deviation_at_least": (2 / batches) ** 0.5, **report}
+        return Diagonal(mean), {"samples": n, "batches": batches, **report}

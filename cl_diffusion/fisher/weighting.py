@@ -46,6 +46,8 @@ class GivenWeights(Weighting):
     """
 
     def __init__(self, weights: Callable[[Any], Tensor], name: str = "given") -> None:
+        if not callable(weights):
+            raise TypeError(f"weights={weights!r}; expected a callable, batch -> one weight a sample")
         self.weights = weights
         self.name = name
 
@@ -154,10 +156,14 @@ class OutputNormalized(Weighting):
     def size(self, terms: Terms) -> Tensor:
         """``s_i``, shape ``(B,)``."""
         if self.elements is not None:
+            if isinstance(terms.loss, OutputLoss):
+                raise ValueError(
+                    f"elements={self.elements} is for a plain loss; an OutputLoss says its elements itself"
+                )
             return 4 / self.elements * terms.losses.detach()
         r = terms.output_gradient()
         if self.geometry == "euclidean":
-            return r.square().flatten(1).sum(1)
+            return r.square().reshape(len(r), -1).sum(1)
         if self.geometry == "wasserstein":
             return _difference_energy(r, -1)[0]
         (rows, num_rows), (columns, num_columns) = _difference_energy(r, -1), _difference_energy(r, -2)
@@ -178,8 +184,9 @@ def _difference_energy(r: Tensor, axis: int) -> tuple[Tensor, int]:
     """The mean over slices of ``(n - 1) sum_j (r_{j+1} - r_j)^2`` along an axis, ``(B,)``; and how many slices."""
     if r.ndim + axis < 1 or r.shape[axis] < 2:
         raise ValueError(
-            f"output has shape {tuple(r.shape)}; this geometry takes differences along axis {axis}, which needs two "
-            "entries or more beside the axis of samples"
+            f"output has shape {tuple(r.shape)}; geometry='wasserstein' takes differences along the last axis and "
+            f"'sliced' along the last two: axis {axis} needs two entries or more, beside the axis of samples; use "
+            "geometry='euclidean'"
         )
     energy = (r.shape[axis] - 1) * r.diff(dim=axis).square().flatten(1).sum(1)
     slices = r[0].numel() // r.shape[axis]

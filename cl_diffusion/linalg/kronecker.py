@@ -158,6 +158,7 @@ def eigenbasis(factor: Tensor) -> tuple[Tensor, Tensor]:
         ValueError: the factor has an eigenvalue that is negative beyond rounding.
     """
     values, vectors = torch.linalg.eigh(factor.double())
-    if len(values) and float(values[0]) < -1e-5 * max(float(values[-1]), 0.0) - torch.finfo(torch.float64).tiny:
+    rounding = max(1e-5, 16 * torch.finfo(factor.dtype).eps) * max(float(values[-1]), 0.0) if len(values) else 0.0
+    if len(values) and float(values[0]) < -rounding - torch.finfo(torch.float64).tiny:
         raise ValueError(f"factor has eigenvalues in [{values[0]:g}, {values[-1]:g}]; expected none below 0")
     return values.clamp(min=0.0), vectors

@@ -66,6 +66,7 @@ def load_operator(
     path: str | os.PathLike[str],
     identity: Mapping[str, str] | None = None,
     device: torch.device | str = "cpu",
+    like: Mapping[str, Tensor] | None = None,
 ) -> Operator:
     """Read what ``save_operator`` wrote.
 
@@ -74,10 +75,11 @@ def load_operator(
         identity: what the operator must be an estimate of, field by field, for example
             ``{**estimator.identity(), **model.loss_identity}``; fields that are not named here may be anything.
         device: where the tensors go.
+        like: parameters that the operator must act on, by name and shape; None does not look.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file holds no operator, or a field of its identity differs; the message names it.
+        ValueError: the file holds no operator, a field of its identity differs, or a parameter; the message names it.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -92,7 +94,19 @@ def load_operator(
             "save_operator has written"
         ) from error
     operator.provenance.require(identity or {})
+    if like is not None:
+        _require_parameters(operator, like)
     return operator
+
+
+def _require_parameters(operator: Operator, like: Mapping[str, Tensor]) -> None:
+    for name, value in operator.diagonal().items():
+        expected = tuple(like[name].shape) if name in like else "absent"
+        if expected != tuple(value.shape):
+            raise ValueError(
+                f"the operator acts on other parameters: {name!r} has shape {tuple(value.shape)} in it and is "
+                f"{expected} in `like`; load it for the model that it was estimated on"
+            )
 
 
 def _described(node: Any, path: str, tensors: dict[str, Tensor]) -> Any:

@@ -95,11 +95,12 @@ def test_other_layers_take_the_exact_diagonal_and_the_record_says_so() -> None:
         torch.testing.assert_close(operator.diagonal()[name], squares[name])
 
 
-def test_a_layer_that_is_partly_frozen_or_shared_is_not_factored() -> None:
+def test_a_weight_without_its_bias_is_factored_alone_and_a_shared_one_is_not() -> None:
     model, data = problem("mlp")
     model[0].bias.requires_grad_(False)
     operator = estimate(KroneckerFisher(), model, squared_error, [data])
-    assert operator.provenance.record[0]["on_the_diagonal"] == ["0.weight"]
+    assert operator.provenance.record[0]["on_the_diagonal"] == []
+    assert [part.names for part in operator.parts] == [("0.weight",), ("2.weight", "2.bias")]  # type: ignore[attr-defined]
     tied = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3)).double()
     tied[2].weight = tied[0].weight
     operator = estimate(KroneckerFisher(), tied, squared_error, [(data[0], data[0])])
@@ -134,3 +135,14 @@ def test_a_layer_that_is_not_called_in_every_batch_is_refused_and_not_forgotten(
         estimate(KroneckerFisher(), model, squared_error, batches(data, 5))
     operator = estimate(KroneckerFisher(exclude=["sometimes*"]), model, squared_error, batches(data, 5))
     assert set(operator.names) == {"always.weight", "always.bias"}
+
+
+def test_several_positions_are_averaged_on_one_side_and_summed_on_the_other() -> None:
+    model, (x, y) = tokens(5)
+    operator = estimate(KroneckerFisher(), model, loss_of_tokens, [(x, y)])
+    d = 2 / y[0].numel() * (model(x) - y).detach()[0]
+    inputs = torch.cat([x[0], torch.ones(5, 1, dtype=torch.float64)], 1)
+    v = torch.arange(8, dtype=torch.float64).view(2, 4)
+    expected = (d.T @ d) @ v @ (inputs.T @ inputs / 5)
+    found = operator @ {"weight": v[:, :3], "bias": v[:, 3]}
+    torch.testing.assert_close(torch.cat([found["weight"], found["bias"][:, None]], 1), expected)

@@ -223,3 +223,113 @@ def test_a_convolution_uses_shifted_products_only_where_they_are_faster() -> Non
     with pytest.MonkeyPatch().context() as patch:
         patch.setattr("cl_diffusion.fisher.layers.affine.FEW_POSITIONS", 1000)
         assert layer._products(2)(slice(0, 2)).shape == (1, 2, 3, 18)
+
+
+class Tied(nn.Module):
+    """A weight that its layer and a free product share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Linear(4, 4, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(torch.tanh(self.encoder(x)), self.encoder.weight.T)
+
+
+def masked(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    x, mask = batch
+    return mask * (model(x) - x).square().mean(1)
+
+
+def test_samples_without_a_gradient_decide_nothing() -> None:
+    """The first eight say of a misused weight no more than of a good one: zero is zero."""
+    torch.manual_seed(0)
+    x, mask = normal(32, 4), torch.ones(32, dtype=torch.float64)
+    mask[:8] = 0
+    for model in (Tied().double(), nn.Sequential(nn.Linear(4, 4)).double()):
+        gradients = LossGradients(model, masked)
+        expected = dense_gradients(model, (x, mask), masked).square().sum(0)
+        for _ in range(2):
+            torch.testing.assert_close(parameters.flatten(gradients.summed_squares((x, mask))), expected)
+        rest = gradients.visit_layers((x.flip(0), mask.flip(0)), lambda layer: None)
+        assert bool(rest) == isinstance(model, Tied)
+
+
+class SequenceFirst(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(torch.tanh(self.a(x.transpose(0, 1)))).mean(0)
+
+
+def test_a_first_batch_of_one_sample_does_not_mislead() -> None:
+    torch.manual_seed(0)
+    model = SequenceFirst().double()
+    gradients = LossGradients(model, squared_error)
+    gradients.summed_squares((normal(1, 3, 3), normal(1, 2)))
+    data = (normal(3, 3, 3), normal(3, 2))
+    expected = dense_gradients(model, data).square().sum(0)
+    torch.testing.assert_close(parameters.flatten(gradients.summed_squares(data)), expected)
+
+
+def test_a_weight_that_is_used_twice_is_found_out_in_half_precision_too() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.c = nn.Conv2d(3, 3, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.conv2d(torch.tanh(self.c(x)), self.c.weight, padding=1)
+
+    torch.manual_seed(0)
+    model, x = Twice(), torch.randn(16, 3, 16, 16)
+
+    def loss(m: nn.Module, batch: Tensor) -> Tensor:
+        return m(batch).square().flatten(1).mean(1)
+
+    expected = LossGradients(model, loss).summed_squares(x)["c.weight"]
+    found = LossGradients(model.bfloat16(), loss).summed_squares(x.bfloat16())["c.weight"].float()
+    assert float((found - expected).norm() / expected.norm()) < 0.1
+
+
+def test_many_half_precision_squares_are_summed_in_single_precision() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Linear(300, 300), torch.randn(1024, 2, 300)
+
+    def loss(m: nn.Module, batch: Tensor) -> Tensor:
+        return m(batch).square().flatten(1).mean(1)
+
+    exact = LossGradients(model, loss).summed_squares(x)
+    half = LossGradients(model.bfloat16(), loss).summed_squares(x.bfloat16())
+    ratio = float(half["weight"].sum(dtype=torch.float64) / exact["weight"].sum(dtype=torch.float64))
+    assert ratio == pytest.approx(1.0, abs=0.02)
+
+
+def test_a_layer_before_an_in_place_activation_goes_by_its_layer() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(inplace=True), nn.Linear(4, 2)).double()
+    gradients = LossGradients(model, squared_error)
+    assert gradients.visit_layers((normal(6, 3), normal(6, 2)), lambda layer: None) == set()
+
+
+class ClassToken(nn.Module):
+    """A free parameter written into a buffer, which no batched derivative allows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token, self.out = nn.Parameter(torch.randn(3)), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = torch.zeros(len(x), 2, 3)
+        tokens[:, 0] = self.token
+        tokens[:, 1] = x
+        return self.out(tokens).mean(1)
+
+
+def test_what_vmap_refuses_is_said_with_the_parameters_and_a_way_out() -> None:
+    data = (torch.randn(5, 3), torch.randn(5, 2))
+    with pytest.raises(RuntimeError, match="per-sample gradients of 1 parameters .token.*exclude=.*Sketched"):
+        LossGradients(ClassToken(), squared_error).summed_squares(data)
+    chosen = LossGradients(ClassToken(), squared_error, select=lambda name: name != "token")
+    assert set(chosen.summed_squares(data)) == {"out.weight", "out.bias"}

@@ -230,7 +230,7 @@ def test_what_cannot_be_weighed_is_refused() -> None:
 
     with pytest.raises(ValueError, match="does not say what that is; give an OutputLoss"):
         run(DiagonalFisher(weighting=OutputNormalized(tau=1.0)), squared_error)
-    with pytest.raises(ValueError, match="takes differences along axis -2"):
+    with pytest.raises(ValueError, match="'sliced' along the last two: axis -2 needs"):
         run(DiagonalFisher(weighting=OutputNormalized(tau=1.0, geometry="sliced")))
     with pytest.raises(ValueError, match="sample weights range over .*finite and >= 0"):
         run(DiagonalFisher(weighting=GivenWeights(lambda b: b[0][:, 0])))

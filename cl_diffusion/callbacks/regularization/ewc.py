@@ -43,6 +43,8 @@ class EWC(Regularizer):
         name: str = "ewc",
     ) -> None:
         super().__init__(strength, name, epochs_per_task)
+        if not isinstance(fisher, FisherEstimator):
+            raise TypeError(f"fisher={fisher!r}; expected an estimator, such as DiagonalFisher()")
         self.fisher = fisher
         self.seed = seed
 

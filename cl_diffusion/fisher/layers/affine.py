@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import grad
 from typing_extensions import override
 
-from cl_diffusion.fisher.layers.layer import CACHE, LayerGradients
+from cl_diffusion.fisher.layers.layer import CACHE, LayerGradients, in_single
 from cl_diffusion.fisher.layers.shifted import ShiftedProducts
 from cl_diffusion.linalg import Parameters
 
@@ -40,7 +40,7 @@ class AffineGradients(LayerGradients):
         if "weight" in self.names:
             result[self.names["weight"]] = self._summed_squares_of_weights()
         if "bias" in self.names:
-            result[self.names["bias"]] = self.positions(slice(None)).sum(2).square().sum(0)
+            result[self.names["bias"]] = in_single(self.positions(slice(None)).sum(2)).square().sum(0)
         return result
 
     @override
@@ -109,14 +109,14 @@ class AffineGradients(LayerGradients):
     def _summed_squares_of_weights(self) -> Tensor:
         weight, samples = self.parameter("weight"), len(self.inputs)
         if self.num_positions == 1:  # (d u^T)^2 = d^2 (u^2)^T
-            d, u = self.positions(slice(None))[:, :, 0], self.patches(slice(None))[:, 0]
+            d, u = in_single(self.positions(slice(None))[:, :, 0]), in_single(self.patches(slice(None))[:, 0])
             total = (d.square().T @ u.square())[None]
         else:
             step = min(samples, max(1, CACHE // (weight.numel() * weight.element_size())))
             products_of = self._products(step)
-            total = torch.zeros((), dtype=weight.dtype, device=weight.device)
+            total = torch.zeros((), device=weight.device, dtype=weight.dtype)
             for start in range(0, samples, step):
-                squares = products_of(slice(start, start + step)).square_()
+                squares = in_single(products_of(slice(start, start + step))).square_()
                 ones = squares.new_ones(1, squares.shape[1])
                 total = total + (ones @ squares.flatten(2)).view(len(squares), len(weight), -1)  # faster than a sum
         return self._as_weight(total[:, None])[0]

@@ -21,6 +21,11 @@ CACHE = 4 * 2**20
 """Bytes of per-sample gradients of one layer held while they are summed: about what stays in cache."""
 
 
+def in_single(tensor: Tensor) -> Tensor:
+    """In single precision where it has less: sums of many half-precision numbers are none."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
 class LayerGradients(ABC):
     """The gradients of one layer's parameters, one a sample.
 
@@ -53,7 +58,7 @@ class LayerGradients(ABC):
 
     def summed_one_by_one(self, weights: Tensor) -> Parameters:
         """``sum_i w_i g_i`` of the single gradients, by full name: ``weighted_sum`` the long way."""
-        return self._summed(lambda g, rows: torch.tensordot(weights[rows], g, dims=1))
+        return self._summed(lambda g, rows: torch.tensordot(weights[rows].to(g), g, dims=1))
 
     def projections(self, direction: Parameters) -> Tensor:
         """``g_i^T v``, float64 ``(B,)``: the output gradient times the layer's output with ``v`` for its parameters."""
@@ -79,7 +84,7 @@ class LayerGradients(ABC):
         for start in range(0, len(self.inputs), step):
             rows = slice(start, start + step)
             for name, g in self.of(rows).items():
-                part = summand(g, rows)
+                part = summand(in_single(g), rows)
                 totals[name] = totals[name].add_(part) if name in totals else part
         return totals
 
