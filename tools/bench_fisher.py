@@ -219,11 +219,26 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="where the figures go")
-    parser.add_argument("--networks", nargs="*", default=list(NETWORKS), choices=list(NETWORKS), metavar="NAME")
-    parser.add_argument("--batch-sizes", nargs="*", type=int, default=[16, 64])
-    parser.add_argument("--samples", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--processes", nargs="*", type=int, default=[1, 2], help="for the cost of several processes")
+    parser.add_argument(
+        "--networks",
+        nargs="*",
+        default=list(NETWORKS),
+        choices=list(NETWORKS),
+        metavar="NAME",
+        help=f"any of {', '.join(map(repr, NETWORKS))}; by default all",
+    )
+    parser.add_argument("--batch-sizes", nargs="*", type=int, default=[16, 64], help="by default 16 and 64")
+    parser.add_argument(
+        "--samples", type=int, default=256, help="256; an estimate has a fixed cost, so few cost more each"
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="timed rounds, 3 by default; medians are taken over them")
+    parser.add_argument(
+        "--processes",
+        nargs="*",
+        type=int,
+        default=[1, 2],
+        help="numbers of processes to compare, 1 and 2 by default; none: no comparison",
+    )
     arguments = parser.parse_args()
     settings = [("cpu", torch.float32)]
     if torch.cuda.is_available():

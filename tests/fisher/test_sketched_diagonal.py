@@ -42,7 +42,8 @@ def test_the_sketch_takes_no_per_sample_gradient(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr("cl_diffusion.fisher.gradient.LossGradients.per_sample", refuse)
     monkeypatch.setattr("cl_diffusion.fisher.gradient.LossGradients.visit_layers", refuse)
-    estimate(SketchedDiagonalFisher(), model, squared_error, batches(data, 5))
+    operator = estimate(SketchedDiagonalFisher(), model, squared_error, batches(data, 5))
+    assert float(operator.trace()) > 0
 
 
 def test_the_signs_are_keyed_and_reseeded() -> None:
