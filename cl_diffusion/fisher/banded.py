@@ -64,15 +64,7 @@ class BandedFisher(FisherEstimator):
             raise ValueError(
                 f"estimator: none is given for band {missing[0]!r}; give one for every band that has a weight"
             )
-        first = next(iter(self.estimators.values()))
-        super().__init__(
-            residual=first.residual.name,  # type: ignore[arg-type]
-            weighting=first.weighting,
-            include=first.include,
-            exclude=first.exclude,
-            dtype=first.dtype,
-            offload=first.offload,
-        )
+        super().__init__()  # its settings are those of the bands' estimators
 
     @property
     @override

@@ -69,7 +69,6 @@ class LossGradients:
         self._memory_budget = memory_budget
         self._by_layer: set[str] = set()
         self._undecided: set[str] = set(self.parameters)
-        self._draws_for_itself = False
 
     @property
     def device(self) -> torch.device:
@@ -183,7 +182,7 @@ class LossGradients:
         reseed(batch)
         before = _random_state(self.device)
         expected = self.summed(batch, weights)
-        self._draws_for_itself = not torch.equal(before, _random_state(self.device))
+        draws_for_itself = not torch.equal(before, _random_state(self.device))
         rounding = torch.finfo(self.dtype).eps ** 0.75  # of what could have been summed: errors are far below it
         asked = {name: self.parameters[name] for name in self._undecided}
         seen: set[str] = set()
@@ -201,7 +200,7 @@ class LossGradients:
 
         visit_layers(self._model, lambda: self.losses(batch), asked, len(weights), compare)
         self._undecided = seen
-        if self._draws_for_itself and self._by_layer != set(self.parameters):
+        if draws_for_itself and self._by_layer != set(self.parameters):
             self._by_layer, self._undecided = set(), set()  # both ways at once would see different draws
 
     def _projections_by_vmap(self, batch: Any, direction: Parameters, names: frozenset[str]) -> Tensor:
