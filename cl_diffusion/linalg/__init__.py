@@ -9,9 +9,11 @@ from cl_diffusion.linalg.low_rank import LowRank
 from cl_diffusion.linalg.operator import Operator
 from cl_diffusion.linalg.operator_sum import OperatorSum, total
 from cl_diffusion.linalg.parameters import Parameters
+from cl_diffusion.linalg.penalty import Memory, Penalty
 from cl_diffusion.linalg.provenance import Provenance
-from cl_diffusion.linalg.quadratic import Quadratic, merge
+from cl_diffusion.linalg.quadratic import Quadratic, decayed, merge, truncated
 from cl_diffusion.linalg.storage import load_operator, operator_from_state, save_operator
+from cl_diffusion.linalg.sweep import add_gradients_
 
 __all__ = [
     "BlockDiagonal",
@@ -19,15 +21,20 @@ __all__ = [
     "Identity",
     "Kronecker",
     "LowRank",
+    "Memory",
     "Operator",
+    "OperatorSum",
     "Parameters",
+    "Penalty",
     "Provenance",
     "Quadratic",
-    "OperatorSum",
+    "add_gradients_",
+    "decayed",
     "lanczos_eigenpairs",
     "load_operator",
     "merge",
     "operator_from_state",
     "save_operator",
     "total",
+    "truncated",
 ]

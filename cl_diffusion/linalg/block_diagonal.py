@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from cl_diffusion.linalg.operator import Operator, check_factor, check_step
+from cl_diffusion.linalg.operator import Operator, Step, check_factor
 from cl_diffusion.linalg.parameters import Parameters
 from cl_diffusion.linalg.provenance import Provenance
 
@@ -52,8 +52,7 @@ class BlockDiagonal(Operator):
         return torch.stack([part.quadratic(vector) for part in self.parts]).sum()
 
     @override
-    def resolvent(self, vector: Mapping[str, Tensor], step: float) -> Parameters:
-        check_step(step)
+    def resolvent(self, vector: Mapping[str, Tensor], step: Step) -> Parameters:
         return _united(part.resolvent(vector, step) for part in self.parts)
 
     @override
@@ -63,6 +62,10 @@ class BlockDiagonal(Operator):
     @override
     def trace(self) -> Tensor:
         return torch.stack([part.trace() for part in self.parts]).sum()
+
+    @override
+    def largest_eigenvalue(self) -> float:
+        return max(part.largest_eigenvalue() for part in self.parts)
 
     @override
     def scaled(self, factor: float) -> BlockDiagonal:

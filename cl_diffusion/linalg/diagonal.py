@@ -10,7 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from cl_diffusion.linalg import parameters
-from cl_diffusion.linalg.operator import Operator, check_factor, check_step
+from cl_diffusion.linalg.operator import Operator, Step, check_factor, steps_by_name
 from cl_diffusion.linalg.parameters import Parameters
 from cl_diffusion.linalg.provenance import Provenance
 
@@ -53,10 +53,9 @@ class Diagonal(Operator):
         return parameters.inner(selected, parameters.multiply(selected, self.values))
 
     @override
-    def resolvent(self, vector: Mapping[str, Tensor], step: float) -> Parameters:
-        check_step(step)
-        selected = parameters.select(vector, self.values)
-        denominators = torch._foreach_mul(list(self.values.values()), step)
+    def resolvent(self, vector: Mapping[str, Tensor], step: Step) -> Parameters:
+        steps, selected = steps_by_name(step, self.values), parameters.select(vector, self.values)
+        denominators = torch._foreach_mul(list(self.values.values()), list(steps.values()))
         torch._foreach_add_(denominators, 1.0)
         return dict(zip(selected, torch._foreach_div(list(selected.values()), denominators), strict=True))
 
@@ -67,6 +66,10 @@ class Diagonal(Operator):
     @override
     def trace(self) -> Tensor:
         return torch.stack([value.sum(dtype=torch.float64) for value in self.values.values()]).sum()
+
+    @override
+    def largest_eigenvalue(self) -> float:
+        return max((float(value.max()) for value in self.values.values() if value.numel()), default=0.0)
 
     @override
     def scaled(self, factor: float) -> Diagonal:

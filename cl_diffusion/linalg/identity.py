@@ -10,7 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from cl_diffusion.linalg import parameters
-from cl_diffusion.linalg.operator import Operator, check_factor, check_step
+from cl_diffusion.linalg.operator import Operator, Step, check_factor, steps_by_name
 from cl_diffusion.linalg.parameters import Parameters
 from cl_diffusion.linalg.provenance import Provenance
 
@@ -47,9 +47,9 @@ class Identity(Operator):
         return self.scale * parameters.inner(selected, selected)
 
     @override
-    def resolvent(self, vector: Mapping[str, Tensor], step: float) -> Parameters:
-        check_step(step)
-        return parameters.scale(parameters.select(vector, self.ones), 1.0 / (1.0 + step * self.scale))
+    def resolvent(self, vector: Mapping[str, Tensor], step: Step) -> Parameters:
+        steps, selected = steps_by_name(step, self.ones), parameters.select(vector, self.ones)
+        return {name: tensor / (1.0 + steps[name] * self.scale) for name, tensor in selected.items()}
 
     @override
     def diagonal(self) -> Parameters:
@@ -58,6 +58,10 @@ class Identity(Operator):
     @override
     def trace(self) -> Tensor:
         return torch.tensor(self.scale * sum(one.numel() for one in self.ones.values()), dtype=torch.float64)
+
+    @override
+    def largest_eigenvalue(self) -> float:
+        return self.scale if self.ones else 0.0
 
     @override
     def scaled(self, factor: float) -> Identity:

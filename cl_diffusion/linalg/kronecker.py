@@ -10,7 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from cl_diffusion.linalg import parameters
-from cl_diffusion.linalg.operator import Operator, check_factor, check_step
+from cl_diffusion.linalg.operator import Operator, Step, check_factor, steps_by_name
 from cl_diffusion.linalg.parameters import Parameters
 from cl_diffusion.linalg.provenance import Provenance
 
@@ -99,9 +99,15 @@ class Kronecker(Operator):
         return (self.values * self._coordinates(vector).square()).sum(dtype=torch.float64)
 
     @override
-    def resolvent(self, vector: Mapping[str, Tensor], step: float) -> Parameters:
-        check_step(step)
-        shrinkage = step * self.values / (1.0 + step * self.values)
+    def resolvent(self, vector: Mapping[str, Tensor], step: Step) -> Parameters:
+        steps = set(steps_by_name(step, self.names).values())
+        if len(steps) > 1:
+            raise NotImplementedError(
+                f"(I + D F)^-1 has no closed form where {self.weight!r} and {self.bias!r} have different steps "
+                f"({sorted(steps)}); give the layer one learning rate, or use the penalty's gradient"
+            )
+        (rate,) = steps
+        shrinkage = rate * self.values / (1.0 + rate * self.values)
         removed = self._expand(shrinkage * self._coordinates(vector))
         return parameters.subtract(parameters.select(vector, self.names), removed)
 
@@ -112,6 +118,10 @@ class Kronecker(Operator):
     @override
     def trace(self) -> Tensor:
         return self.values.sum(dtype=torch.float64)
+
+    @override
+    def largest_eigenvalue(self) -> float:
+        return float(self.values.max())
 
     @override
     def scaled(self, factor: float) -> Kronecker:

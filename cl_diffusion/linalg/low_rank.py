@@ -10,7 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from cl_diffusion.linalg import parameters
-from cl_diffusion.linalg.operator import Operator, check_factor, check_step
+from cl_diffusion.linalg.operator import Operator, Step, check_factor, steps_by_name
 from cl_diffusion.linalg.parameters import Parameters
 from cl_diffusion.linalg.provenance import Provenance
 
@@ -61,11 +61,20 @@ class LowRank(Operator):
         return (self.values * self._coordinates(vector).square()).sum()
 
     @override
-    def resolvent(self, vector: Mapping[str, Tensor], step: float) -> Parameters:
-        check_step(step)
-        shrinkage = step * self.values / (1.0 + step * self.values)
-        removed = self._expand(shrinkage * self._coordinates(vector))
+    def resolvent(self, vector: Mapping[str, Tensor], step: Step) -> Parameters:
+        """``v - D U (I + S U^T D U)^{-1} S U^T v`` (Woodbury)."""
+        steps = steps_by_name(step, self.vectors)
+        removed = self._solved(self.values * self._coordinates(vector), steps)
         return parameters.subtract(parameters.select(vector, self.vectors), removed)
+
+    def damped_inverse(self, vector: Mapping[str, Tensor], step: Step) -> Parameters:
+        """``(D^{-1} + F)^{-1} v`` for ``v`` in the range of ``F``, without cancellation however large ``D`` is.
+
+        ``D`` is as in ``resolvent``. Directions whose eigenvalue is rounding count as out of the range.
+        """
+        steps = steps_by_name(step, self.vectors)
+        rounding = torch.finfo(next(iter(self.vectors.values())).dtype).eps * self.largest_eigenvalue()
+        return self._solved(torch.where(self.values > rounding, self._coordinates(vector), 0.0), steps)
 
     @override
     def diagonal(self) -> Parameters:
@@ -79,6 +88,10 @@ class LowRank(Operator):
         return self.values.sum()
 
     @override
+    def largest_eigenvalue(self) -> float:
+        return float(self.values.max()) if self.rank else 0.0
+
+    @override
     def scaled(self, factor: float) -> LowRank:
         check_factor(factor)
         return LowRank(self.vectors, factor * self.values, self.provenance)
@@ -86,6 +99,28 @@ class LowRank(Operator):
     @override
     def tensors(self) -> dict[str, Any]:
         return {"vectors": self.vectors, "values": self.values}
+
+    def truncated(self, rank: int) -> tuple[LowRank, float]:
+        """The operator of the largest ``rank`` eigenvalues, and the trace of what is dropped."""
+        kept = self.values.argsort(descending=True)[:rank]
+        if len(kept) == self.rank:
+            return self, 0.0
+        vectors = {name: columns[kept] for name, columns in self.vectors.items()}
+        operator = LowRank(vectors, self.values[kept], self.provenance)
+        return operator, float(self.trace() - operator.trace())
+
+    def projected(self, vector: Mapping[str, Tensor]) -> Parameters:
+        """``U U^T v``: the part of the vector in the operator's range."""
+        return self._expand((self.values > 0) * self._coordinates(vector))
+
+    def _solved(self, coordinates: Tensor, steps: Mapping[str, float]) -> Parameters:
+        """``D U (I + S U^T D U)^{-1} c``."""
+        if len(set(steps.values())) == 1:
+            mixed = coordinates / (1.0 + next(iter(steps.values())) * self.values)
+        else:
+            gram = _gram(self.vectors, steps)
+            mixed = torch.linalg.solve(torch.eye(self.rank).to(gram) + self.values[:, None] * gram, coordinates)
+        return {name: tensor.mul_(steps[name]) for name, tensor in self._expand(mixed).items()}
 
     def _coordinates(self, vector: Mapping[str, Tensor]) -> Tensor:
         """``U^T v``: float64 ``(k,)``."""
@@ -121,9 +156,11 @@ def _orthonormal(vectors: Parameters) -> bool:
     return bool(((gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)).abs() < _tolerance(dtype)).all())
 
 
-def _gram(vectors: Parameters) -> Tensor:
-    flat = [columns.flatten(1).double() for columns in vectors.values()]
-    return torch.stack([columns @ columns.T for columns in flat]).sum(0)
+def _gram(vectors: Parameters, steps: Mapping[str, float] | None = None) -> Tensor:
+    """``V^T V``, or ``V^T D V`` with a step a parameter: float64 ``(k, k)``."""
+    flat = {name: columns.flatten(1).double() for name, columns in vectors.items()}
+    weights = dict.fromkeys(flat, 1.0) if steps is None else steps
+    return torch.stack([weights[name] * (columns @ columns.T) for name, columns in flat.items()]).sum(0)
 
 
 def _decomposed(vectors: Parameters, values: Tensor) -> tuple[Parameters, Tensor]:

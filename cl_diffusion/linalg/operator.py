@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from cl_diffusion.linalg.parameters import Parameters
 from cl_diffusion.linalg.provenance import Provenance
+
+Step = float | Mapping[str, float]
 
 
 class Operator(ABC):
@@ -36,11 +38,13 @@ class Operator(ABC):
         """``v^T F v``, a float64 scalar."""
 
     @abstractmethod
-    def resolvent(self, vector: Mapping[str, Tensor], step: float) -> Parameters:
-        """``(I + step F)^{-1} v``.
+    def resolvent(self, vector: Mapping[str, Tensor], step: Step) -> Parameters:
+        """``(I + D F)^{-1} v``, where ``D`` is ``step`` times the identity, or diagonal with a step for each parameter.
+
+        A parameter that a mapping does not name has step 0: its entries stay as they are.
 
         Raises:
-            ValueError: ``step`` is negative or not finite.
+            ValueError: a step is negative or not finite.
             NotImplementedError: the resolvent has no closed form.
         """
 
@@ -51,6 +55,10 @@ class Operator(ABC):
     @abstractmethod
     def trace(self) -> Tensor:
         """``tr F``, a float64 scalar."""
+
+    @abstractmethod
+    def largest_eigenvalue(self) -> float:
+        """The largest eigenvalue of ``F``; of a sum, the largest of its terms', which is a lower bound."""
 
     @abstractmethod
     def scaled(self, factor: float) -> Operator:
@@ -65,10 +73,17 @@ class Operator(ABC):
         return {"kind": self.kind, "tensors": self.tensors(), "provenance": self.provenance.state()}
 
 
-def check_step(step: float) -> None:
-    """Refuse a resolvent step that is negative or not finite."""
-    if not 0 <= step < float("inf"):
-        raise ValueError(f"step={step!r}; expected a finite number >= 0")
+def steps_by_name(step: Step, names: Iterable[str]) -> dict[str, float]:
+    """A step for each parameter; 0 where a mapping names none.
+
+    Raises:
+        ValueError: a step is negative or not finite.
+    """
+    steps = {name: float(step.get(name, 0.0) if isinstance(step, Mapping) else step) for name in names}
+    if bad := {name: value for name, value in steps.items() if not 0 <= value < float("inf")}:
+        name, value = next(iter(bad.items()))
+        raise ValueError(f"step={value!r} for {name!r}; expected a finite number >= 0")
+    return steps
 
 
 def check_factor(factor: float) -> None:

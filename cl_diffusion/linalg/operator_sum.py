@@ -14,7 +14,7 @@ from cl_diffusion.linalg import parameters
 from cl_diffusion.linalg.diagonal import Diagonal
 from cl_diffusion.linalg.identity import Identity
 from cl_diffusion.linalg.low_rank import LowRank
-from cl_diffusion.linalg.operator import Operator, check_factor, check_step
+from cl_diffusion.linalg.operator import Operator, Step, check_factor, steps_by_name
 from cl_diffusion.linalg.parameters import Parameters
 from cl_diffusion.linalg.provenance import Provenance
 
@@ -54,8 +54,8 @@ class OperatorSum(Operator):
         return torch.stack([part.quadratic(vector) for part in self.parts]).sum()
 
     @override
-    def resolvent(self, vector: Mapping[str, Tensor], step: float) -> Parameters:
-        check_step(step)
+    def resolvent(self, vector: Mapping[str, Tensor], step: Step) -> Parameters:
+        steps_by_name(step, self.names)
         kinds = ", ".join(part.kind for part in self.parts)
         raise NotImplementedError(
             f"(I + step F)^-1 of a sum of {len(self.parts)} operators ({kinds}) has no closed form; use the penalty's "
@@ -69,6 +69,10 @@ class OperatorSum(Operator):
     @override
     def trace(self) -> Tensor:
         return torch.stack([part.trace() for part in self.parts]).sum()
+
+    @override
+    def largest_eigenvalue(self) -> float:
+        return max(part.largest_eigenvalue() for part in self.parts)
 
     @override
     def scaled(self, factor: float) -> OperatorSum:
@@ -99,10 +103,23 @@ def total(operators: Sequence[Operator], provenance: Provenance | None = None) -
     low_rank = [operator for operator in operators if isinstance(operator, LowRank)]
     if all(isinstance(operator, (Diagonal, Identity)) for operator in operators):
         return Diagonal(reduce(_added, (operator.diagonal() for operator in operators)), provenance)
-    if len(low_rank) == len(operators) and len({frozenset(operator.names) for operator in low_rank}) == 1:
-        columns = {name: torch.cat([op.vectors[name] for op in low_rank]) for name in low_rank[0].names}
-        return LowRank(columns, torch.cat([operator.values for operator in low_rank]), provenance)
+    if len(low_rank) == len(operators):
+        return LowRank(_stacked(low_rank), torch.cat([operator.values for operator in low_rank]), provenance)
     return OperatorSum(operators, provenance)
+
+
+def _stacked(operators: Sequence[LowRank]) -> Parameters:
+    """All columns, with zeros in the parameters that an operator does not know."""
+    like = {name: columns[0] for operator in operators for name, columns in operator.vectors.items()}
+    return {
+        name: torch.cat(
+            [
+                operator.vectors[name] if name in operator.vectors else zero.new_zeros((operator.rank, *zero.shape))
+                for operator in operators
+            ]
+        )
+        for name, zero in like.items()
+    }
 
 
 def _added(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Parameters:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ Parameters = dict[str, Tensor]
 def inner(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Tensor:
     """The inner product ``sum_i a_i b_i`` over all entries: a float64 scalar on the vectors' device."""
     left, right = _aligned(a, b)
-    products = [torch.dot(x.reshape(-1), y.reshape(-1)) for x, y in zip(left, right, strict=True)]
+    products = [_dot(x.reshape(-1), y.reshape(-1)) for x, y in zip(left, right, strict=True)]
     return torch.stack(products).sum(dtype=torch.float64)
 
 
@@ -96,6 +97,30 @@ def unflatten(vector: Tensor, like: Mapping[str, Tensor]) -> Parameters:
 def trainable_parameters(module: torch.nn.Module) -> Parameters:
     """The module's parameters that require a gradient, by name; tied parameters once, under their first name."""
     return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+
+
+def matching(a: Mapping[str, Tensor], include: Sequence[str], exclude: Sequence[str] = ()) -> Parameters:
+    """The entries whose names fit a glob pattern of ``include`` and none of ``exclude``.
+
+    Raises:
+        ValueError: none does.
+    """
+
+    def fits(name: str, patterns: Sequence[str]) -> bool:
+        return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+    found = {name: tensor for name, tensor in a.items() if fits(name, include) and not fits(name, exclude)}
+    if not found:
+        raise ValueError(
+            f"include={list(include)!r}, exclude={list(exclude)!r} select none of {len(a)} trainable parameters "
+            f"({', '.join(list(a)[:3])}, ...); widen include, or narrow exclude"
+        )
+    return found
+
+
+def _dot(x: Tensor, y: Tensor) -> Tensor:
+    wide = torch.promote_types(x.dtype, y.dtype)
+    return torch.dot(x.to(wide), y.to(wide))
 
 
 def _aligned(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:

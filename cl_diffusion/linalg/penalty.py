@@ -1,0 +1,127 @@
+"""A penalty that takes in one anchored quadratic a task, and how it keeps them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from cl_diffusion.linalg.operator_sum import OperatorSum
+from cl_diffusion.linalg.quadratic import Quadratic, decayed, merge, truncated
+
+Memory = Literal["merged", "separate", "online"]
+
+
+class Penalty:
+    """``sum_k 1/2 (theta - theta_k)^T F_k (theta - theta_k)``.
+
+    *Merged*: the exact sum in one term where it has a closed form: diagonals (in float64) and low ranks (by stacked
+    columns); others side by side. *Separate*: low ranks stay side by side too. *Online*: one term ``gamma (F_old +
+    F_k)`` at the newest anchor (Schwarz et al. 2018, 1805.06370). Diagonals are always merged: the same gradient, at
+    constant cost.
+
+    Terms are kept on the CPU; ``working`` gives them as a step reads them.
+
+    Args:
+        memory: ``"merged"``, ``"separate"`` or ``"online"``.
+        gamma: of the online memory, in [0, 1]; None is 1.
+        max_rank: low-rank terms keep so many eigenvalues; None keeps all.
+
+    Raises:
+        ValueError: an argument is out of its range, or two of them do not go together.
+    """
+
+    def __init__(self, memory: Memory = "merged", gamma: float | None = None, max_rank: int | None = None) -> None:
+        if memory not in get_args(Memory):
+            raise ValueError(f"memory={memory!r}; expected one of {', '.join(map(repr, get_args(Memory)))}")
+        if gamma is not None and (memory != "online" or not 0 <= gamma <= 1):
+            raise ValueError(
+                f"gamma={gamma!r} with memory={memory!r}; expected a number in [0, 1], with memory='online'"
+            )
+        if max_rank is not None and max_rank < 1:
+            raise ValueError(f"max_rank={max_rank!r}; expected a positive number of eigenvalues, or None")
+        self.memory = memory
+        self.gamma = 1.0 if gamma is None else gamma
+        self.max_rank = max_rank
+        self._terms: list[Quadratic] = []
+        self._working: list[Quadratic] | None = None
+        self._bounds: list[tuple[frozenset[str], float]] | None = None
+
+    @property
+    def terms(self) -> list[Quadratic]:
+        """What is kept, exactly."""
+        return self._terms
+
+    @terms.setter
+    def terms(self, terms: Sequence[Quadratic]) -> None:
+        self._terms, self._working, self._bounds = list(terms), None, None
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The parameters that are held."""
+        return frozenset(name for term in self._terms for name in term.operator.names)
+
+    @property
+    def closed(self) -> bool:
+        """Whether all anchors can be solved for jointly: there is one term, and its resolvent is closed."""
+        return len(self._terms) == 1 and not isinstance(self._terms[0].operator, OperatorSum)
+
+    def remember(self, term: Quadratic) -> float:
+        """Take in one more quadratic; returns the trace that ``max_rank`` has cut off low-rank terms.
+
+        Raises:
+            ValueError: it is of another provenance than what is kept.
+        """
+        new = term.to(torch.device("cpu"))
+        if self.memory == "online":
+            terms = [decayed(self._terms[0] if self._terms else None, new, self.gamma)]
+        else:
+            terms = merge([*self._terms, new], low_rank=self.memory == "merged")
+        if self.max_rank is None:
+            self.terms = terms
+            return 0.0
+        cut = [truncated(each, self.max_rank) for each in terms]
+        self.terms = [kept for kept, _ in cut]
+        return sum(trace for _, trace in cut)
+
+    def working(self, like: Tensor) -> list[Quadratic]:
+        """The terms on the device of ``like``, diagonals in its precision (single at least)."""
+        device, dtype = like.device, torch.promote_types(like.dtype, torch.float32)
+        if self._working is None or any(t.device != device for term in self._working for t in term.anchor.values()):
+            self._working = [term.to(device, dtype) for term in self._terms]
+        return self._working
+
+    def curvature(self, names: frozenset[str]) -> float:
+        """A lower bound of the largest eigenvalue of ``sum_k F_k``, restricted to some parameters.
+
+        A diagonal entry is one, whatever else takes part; so is the largest eigenvalue of a term all of whose
+        parameters take part.
+        """
+        if self._bounds is None:
+            sums: dict[str, Tensor] = {}
+            for term in self._terms:
+                for name, values in term.operator.diagonal().items():
+                    sums[name] = sums[name] + values if name in sums else values
+            entries = [(frozenset([name]), float(values.max())) for name, values in sums.items() if values.numel()]
+            whole = [(frozenset(t.operator.names), t.operator.largest_eigenvalue()) for t in self._terms]
+            self._bounds = entries + whole
+        return max((bound for needed, bound in self._bounds if needed <= names), default=0.0)
+
+    def state(self) -> dict[str, Any]:
+        """Tensors and plain values, for a checkpoint."""
+        return {"memory": self.memory, "terms": [term.state() for term in self._terms]}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """The inverse of ``state``.
+
+        Raises:
+            ValueError: the state was kept by another kind of memory.
+        """
+        if state["memory"] != self.memory:
+            raise ValueError(
+                f"memory={self.memory!r}, but the checkpoint was made with memory={state['memory']!r}; use that, or "
+                "start without the checkpoint"
+            )
+        self.terms = [Quadratic.from_state(each) for each in state["terms"]]
