@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from cl_diffusion.bands import Bands
 from cl_diffusion.fisher.estimator import FisherEstimator, Report, require_samples
-from cl_diffusion.fisher.population import Population, world_size
+from cl_diffusion.fisher.population import Population, Rows, world_size
 from cl_diffusion.linalg import Operator, total
 
 
@@ -91,6 +91,18 @@ class BandedFisher(FisherEstimator):
         }
         return {"estimator": self.name, **same, **mixed, "bands": bands, "band_weights": weights}
 
+    @property
+    def closed_sums(self) -> bool:  # type: ignore[override]
+        """Whether the bands' estimators have them, and their sum too: all diagonal, or all of low rank."""
+        return all(estimator.closed_sums for estimator in self.estimators.values())
+
+    @override
+    def try_out(self, population: Population) -> None:
+        if (first := next(population.rows(), None)) is not None:
+            self._labels(first)
+        for estimator in {id(each): each for each in self.estimators.values()}.values():
+            estimator.try_out(population)
+
     @override
     def compute(self, population: Population) -> tuple[Operator, Report]:
         counts = self._counts(population)
@@ -121,14 +133,18 @@ class BandedFisher(FisherEstimator):
         """How many samples of all processes each band holds, float64."""
         counts = torch.zeros(len(self.names), dtype=torch.float64)
         for rows in population.rows():
-            labels = self.bands(rows.batch).cpu().long()
-            if labels.shape != rows.indices.shape or bool((labels >= len(self.names)).any()):
-                raise ValueError(
-                    f"bands gives labels of shape {tuple(labels.shape)} up to {labels.max()} for {len(rows.indices)} "
-                    f"samples; expected one a sample, below {len(self.names)}, the number of names"
-                )
+            labels = self._labels(rows)
             counts += torch.bincount(labels[labels >= 0], minlength=len(self.names))
         if world_size() > 1:
             counts = counts.to(next(population.model.parameters()).device)
             torch.distributed.all_reduce(counts)
         return counts.cpu()
+
+    def _labels(self, rows: Rows) -> Tensor:
+        labels = self.bands(rows.batch).cpu().long()
+        if labels.shape != rows.indices.shape or bool((labels >= len(self.names)).any()):
+            raise ValueError(
+                f"bands gives labels of shape {tuple(labels.shape)} up to {labels.max()} for {len(rows.indices)} "
+                f"samples; expected one a sample, below {len(self.names)}, the number of names"
+            )
+        return labels

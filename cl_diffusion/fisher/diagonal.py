@@ -7,6 +7,7 @@ from typing_extensions import override
 
 from cl_diffusion.fisher.estimator import FisherEstimator, Report, require_samples
 from cl_diffusion.fisher.population import Population
+from cl_diffusion.fisher.samples import Drawn, Samples
 from cl_diffusion.linalg import Diagonal, Operator, parameters
 
 
@@ -20,6 +21,10 @@ class DiagonalFisher(FisherEstimator):
     """
 
     name = "diagonal"
+
+    @override
+    def try_on(self, samples: Samples, drawn: Drawn) -> None:
+        samples.summed_squares(drawn)
 
     @override
     def compute(self, population: Population) -> tuple[Operator, Report]:

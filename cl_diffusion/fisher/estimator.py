@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import Any, TypedDict, get_args
 
@@ -15,7 +16,7 @@ from cl_diffusion.fisher.criterion import OutputLoss
 from cl_diffusion.fisher.gradient import Loss
 from cl_diffusion.fisher.population import Draw, Population
 from cl_diffusion.fisher.residual import RESIDUALS, ResidualName
-from cl_diffusion.fisher.samples import Samples
+from cl_diffusion.fisher.samples import Drawn, Samples
 from cl_diffusion.fisher.weighting import Weighting
 from cl_diffusion.linalg import Operator, Provenance, parameters
 
@@ -54,6 +55,9 @@ class FisherEstimator(ABC):
     Raises:
         ValueError: unknown residual, or one that the weighting does not go with.
     """
+
+    closed_sums: bool = True
+    """Whether sums of its operators over tasks have a resolvent in closed form."""
 
     def __init__(
         self,
@@ -116,6 +120,19 @@ class FisherEstimator(ABC):
         plain = Samples(population, self.residual, self.selects, self.dtype, self.offload)
         return (plain, {}) if self.weighting is None else self.weighting.fitted(plain)
 
+    def try_out(self, population: Population) -> None:
+        """Raise on the first batch what ``compute`` would raise for reasons that a few samples show.
+
+        A loss of another shape, an output that the loss does not name, a geometry or a gradient that does not fit.
+        """
+        samples, _ = self.samples(population)
+        if (first := next(samples.drawn(), None)) is not None:
+            self.try_on(samples, first)
+
+    def try_on(self, samples: Samples, drawn: Drawn) -> None:
+        """Take the kind of gradients that ``compute`` takes, on one batch."""
+        samples.summed(drawn)
+
     def _described_selection(self) -> str:
         return ", ".join(self.include) + (f" but not {', '.join(self.exclude)}" if self.exclude else "")
 
@@ -156,9 +173,43 @@ def estimate(
         ValueError: no samples, no trainable parameters, a loss of another shape, or one that says too little of itself.
         FloatingPointError: a gradient is not finite; names the sample and the first bad parameter.
     """
+    population = Population(model, loss, batches, draw, seed, chunk_size)
+    with _undisturbed(model) as first:
+        operator, report = estimator.compute(population)
+    criterion = {"criterion": loss.describe()} if isinstance(loss, OutputLoss) else {}
+    operator.provenance = Provenance(
+        {**estimator.identity(), **criterion, **(identity or {})},
+        ({"seed": seed, "keyed": population.keyed, "dtype": str(first.dtype), **report, **(record or {})},),
+    )
+    return operator
+
+
+def try_out(
+    estimator: FisherEstimator,
+    model: nn.Module,
+    loss: Loss,
+    batches: Iterable[Any],
+    *,
+    draw: Draw | None = None,
+    seed: int = 0,
+) -> None:
+    """Raise at once what ``estimate`` would raise of a model and a loss that the estimator does not fit.
+
+    Looks at the first batch only; arguments as of ``estimate``.
+    """
+    with _undisturbed(model):
+        estimator.try_out(Population(model, loss, batches, draw, seed))
+
+
+@contextmanager
+def _undisturbed(model: nn.Module) -> Iterator[nn.Parameter]:
+    """Evaluation mode, gradients allowed, no autocast, torch's random state put back; yields the first parameter.
+
+    Raises:
+        ValueError: the model has nothing to differentiate by.
+    """
     if not parameters.trainable_parameters(model):
         raise ValueError(f"model={type(model).__name__} has no parameter that requires a gradient; unfreeze some")
-    population = Population(model, loss, batches, draw, seed, chunk_size)
     first = next(iter(model.parameters()))
     devices = [first.device] if first.device.type == "cuda" else []
     with (
@@ -167,13 +218,7 @@ def estimate(
         torch.inference_mode(False),
         torch.autocast(first.device.type, enabled=False),
     ):
-        operator, report = estimator.compute(population)
-    criterion = {"criterion": loss.describe()} if isinstance(loss, OutputLoss) else {}
-    operator.provenance = Provenance(
-        {**estimator.identity(), **criterion, **(identity or {})},
-        ({"seed": seed, "keyed": population.keyed, "dtype": str(first.dtype), **report, **(record or {})},),
-    )
-    return operator
+        yield first
 
 
 def require_samples(count: float) -> None:

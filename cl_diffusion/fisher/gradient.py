@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from cl_diffusion.fisher.batch import a_few, batch_size, has_samples, reseed
 from cl_diffusion.fisher.capture import visit_layers
 from cl_diffusion.fisher.layers import LayerGradients
+from cl_diffusion.fisher.one_by_one import rows
 from cl_diffusion.linalg import Parameters, parameters
 
 Loss = Callable[[Any, Any], Tensor]
@@ -27,7 +28,7 @@ class LossGradients:
     ``vmap(grad)``, which takes any parameter of any model and costs several times as much. A parameter goes by its
     layer where that was verified: on a few samples, a random weighted sum of its per-sample gradients must agree with
     an ordinary backward of the weighted sum of losses to rounding. Where there is hardly a gradient, the next batch
-    is asked.
+    is asked. A loss that is ``OneByOne`` goes neither way: its gradients are taken by an ordinary backward a sample.
 
     Nothing of the model changes: no ``.grad`` is written, no buffer updated.
 
@@ -67,6 +68,7 @@ class LossGradients:
         self._losses = _Losses(model, loss)
         self._given_chunk_size = chunk_size
         self._memory_budget = memory_budget
+        self._singly = getattr(loss, "singly", False)
         self._by_layer: set[str] = set()
         self._undecided: set[str] = set(self.parameters)
 
@@ -85,6 +87,9 @@ class LossGradients:
 
         Fused attention has no batched derivative, so attention runs on its plain kernel inside.
         """
+        if self._singly:
+            yield from self._per_sample_singly(batch, frozenset(self.parameters) if names is None else names)
+            return
         leaves, structure = tree_flatten(batch)
         size = batch_size(batch)
         batched = [position for position, leaf in enumerate(leaves) if has_samples(leaf, size)]
@@ -115,6 +120,12 @@ class LossGradients:
 
     def summed(self, batch: Any, weights: Tensor | None = None) -> Parameters:
         """``sum_i w_i g_i`` over the batch, by one ordinary backward; ``w`` of shape ``(B,)``, None is ones."""
+        if self._singly:
+            totals = {name: torch.zeros_like(p) for name, p in self.parameters.items()}
+            for i, gradient in enumerate(self._one_by_one(batch)):
+                weight = 1.0 if weights is None else float(weights[i])
+                parameters.add_(totals, gradient, weight)
+            return totals
         with torch.enable_grad():
             losses = self.losses(batch)
         if not losses.requires_grad:  # none of the parameters takes part
@@ -125,13 +136,11 @@ class LossGradients:
 
     def summed_squares(self, batch: Any) -> Parameters:
         """``sum_i g_i * g_i`` over the batch, of per-sample gradients."""
-        totals: Parameters = {}
-        rest = self.visit_layers(batch, lambda layer: totals.update(layer.summed_squares()))
-        for chunk in self.per_sample(batch, rest) if rest else ():
-            for name, g in chunk.items():
-                square = g.square().sum(0)
-                totals[name] = totals[name].add_(square) if name in totals else square
-        return {name: totals[name] for name in self.parameters}
+        return self._summed_entries(batch, LayerGradients.summed_squares, lambda g: g.square().sum(0))
+
+    def summed_absolute(self, batch: Any) -> Parameters:
+        """``sum_i |g_i|`` over the batch, of per-sample gradients."""
+        return self._summed_entries(batch, LayerGradients.summed_absolute, lambda g: g.abs().sum(0))
 
     def projections(self, batch: Any, direction: Parameters) -> Tensor:
         """``g_i^T v`` of each sample: float64 ``(B,)``."""
@@ -163,6 +172,8 @@ class LossGradients:
 
     def visit_layers(self, batch: Any, visit: Callable[[LayerGradients], None]) -> frozenset[str]:
         """Show the layers whose per-sample gradients were verified, one after the other; the names of all others."""
+        if self._singly:
+            return frozenset(self.parameters)
         if self._undecided:
             self._verify(a_few(batch))
         if not self._by_layer:
@@ -170,6 +181,29 @@ class LossGradients:
         wanted = {name: self.parameters[name] for name in self._by_layer}
         shown = visit_layers(self._model, lambda: self.losses(batch), wanted, batch_size(batch), visit)
         return frozenset(self.parameters) - shown
+
+    def _one_by_one(self, batch: Any) -> Iterator[Parameters]:
+        """``g_i`` of one sample after the other, by an ordinary backward each."""
+        wanted = list(self.parameters.values())
+        reseed(batch)
+        for row in rows(batch):
+            with torch.enable_grad():
+                loss = self._call(self.parameters, row).squeeze(0)
+            gradients = (
+                torch.autograd.grad(loss, wanted, materialize_grads=True)
+                if loss.requires_grad
+                else [torch.zeros_like(p) for p in wanted]
+            )
+            yield dict(zip(self.parameters, gradients, strict=True))
+
+    def _per_sample_singly(self, batch: Any, names: frozenset[str]) -> Iterator[Parameters]:
+        waiting: list[Parameters] = []
+        size, step = batch_size(batch), self._chunk_size({n: self.parameters[n] for n in names})
+        for i, gradient in enumerate(self._one_by_one(batch)):
+            waiting.append(gradient)
+            if len(waiting) == step or i + 1 == size:
+                yield {name: torch.stack([g[name] for g in waiting]) for name in self.parameters if name in names}
+                waiting.clear()
 
     def _verify(self, batch: Any) -> None:
         """Decide which parameters go by their layers: where those give what an ordinary backward gives, to rounding.
@@ -202,6 +236,20 @@ class LossGradients:
         self._undecided = seen
         if draws_for_itself and self._by_layer != set(self.parameters):
             self._by_layer, self._undecided = set(), set()  # both ways at once would see different draws
+
+    def _summed_entries(
+        self,
+        batch: Any,
+        of_layer: Callable[[LayerGradients], Parameters],
+        of_chunk: Callable[[Tensor], Tensor],
+    ) -> Parameters:
+        totals: Parameters = {}
+        rest = self.visit_layers(batch, lambda layer: totals.update(of_layer(layer)))
+        for chunk in self.per_sample(batch, rest) if rest else ():
+            for name, g in chunk.items():
+                part = of_chunk(g)
+                totals[name] = totals[name].add_(part) if name in totals else part
+        return {name: totals[name] for name in self.parameters}
 
     def _projections_by_vmap(self, batch: Any, direction: Parameters, names: frozenset[str]) -> Tensor:
         parts = []

@@ -52,6 +52,22 @@ class KroneckerFisher(FisherEstimator):
     def name(self) -> str:
         return "Kronecker, eigenvalues corrected" if self.corrected else "Kronecker"
 
+    closed_sums = False
+
+    @override
+    def samples(self, population: Population) -> tuple[Samples, Report]:
+        if getattr(population.loss, "singly", False):
+            raise ValueError(
+                "KroneckerFisher reads the inputs and output gradients of layers in batches, and the loss is taken on "
+                "batches of one (OneByOne); give a loss with one entry a sample (`per_sample_loss`), or use "
+                "DiagonalFisher or MeanGradientFisher"
+            )
+        return super().samples(population)
+
+    @override
+    def try_on(self, samples: Samples, drawn: Drawn) -> None:
+        samples.summed_squares(drawn)
+
     @override
     def compute(self, population: Population) -> tuple[Operator, Report]:
         samples, fitted = self.samples(population)

@@ -10,7 +10,7 @@ from typing_extensions import Unpack, override
 
 from cl_diffusion.fisher.estimator import FisherEstimator, Report, Settings, require_samples
 from cl_diffusion.fisher.population import Population
-from cl_diffusion.fisher.samples import Samples
+from cl_diffusion.fisher.samples import Drawn, Samples
 from cl_diffusion.keys import keyed_normal
 from cl_diffusion.linalg import LowRank, Operator, lanczos_eigenpairs, parameters
 
@@ -53,6 +53,10 @@ class LeadingEigenpairsFisher(FisherEstimator):
     @override
     def name(self) -> str:
         return f"leading eigenpairs, rank {self.rank}"
+
+    @override
+    def try_on(self, samples: Samples, drawn: Drawn) -> None:
+        samples.products(drawn, samples.summed(drawn))
 
     @override
     def compute(self, population: Population) -> tuple[Operator, Report]:

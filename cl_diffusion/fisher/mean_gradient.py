@@ -10,7 +10,7 @@ from typing_extensions import Unpack, override
 
 from cl_diffusion.fisher.estimator import FisherEstimator, Report, Settings, require_samples
 from cl_diffusion.fisher.population import Population
-from cl_diffusion.fisher.samples import Samples
+from cl_diffusion.fisher.samples import Drawn, Samples
 from cl_diffusion.linalg import LowRank, Operator, Parameters, parameters
 
 Coefficient = Literal["optimal", "plain"]
@@ -67,6 +67,12 @@ class MeanGradientFisher(FisherEstimator):
     @override
     def name(self) -> str:
         return f"mean gradient, {self.coefficient} coefficient"
+
+    @override
+    def try_on(self, samples: Samples, drawn: Drawn) -> None:
+        direction = samples.summed(drawn)
+        if self.coefficient == "optimal":
+            samples.projections(drawn, direction)
 
     @override
     def compute(self, population: Population) -> tuple[Operator, Report]:

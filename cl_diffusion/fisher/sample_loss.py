@@ -63,6 +63,7 @@ class SampleLoss:
                 "give an OutputLoss(criterion, output, target) (a LightningModule offers one as `output_loss`)"
             )
         self.loss = loss
+        self.singly = getattr(loss, "singly", False)
         self.residual = residual
         self.weights = weights
 

@@ -118,6 +118,10 @@ class Samples:
         """``sum_i g_i * g_i``."""
         return self.finite(self.gradients.summed_squares(drawn.inputs), drawn)
 
+    def summed_absolute(self, drawn: Drawn) -> Parameters:
+        """``sum_i |g_i|``."""
+        return self.finite(self.gradients.summed_absolute(drawn.inputs), drawn)
+
     def projections(self, drawn: Drawn, direction: Parameters) -> Tensor:
         """``g_i^T v``, float64 ``(B,)``."""
         found = self.gradients.projections(drawn.inputs, direction)

@@ -19,6 +19,7 @@ from cl_diffusion.fisher import (
     MeanGradientFisher,
     OutputLoss,
     OutputNormalized,
+    OutputSensitivity,
     SketchedDiagonalFisher,
     SquaredError,
     estimate,
@@ -51,6 +52,7 @@ ESTIMATORS: list[FisherEstimator] = [
     KroneckerFisher(corrected=True),
     BandedFisher(DiagonalFisher(), BySign(), names=NAMES),
     BandedFisher(MeanGradientFisher(weighting=OutputNormalized(kappa=0.1)), BySign(), names=NAMES),
+    OutputSensitivity(),
 ]
 
 

@@ -56,6 +56,10 @@ class LayerGradients(ABC):
         """``sum_i g_i * g_i``, by full name."""
         return self._summed(lambda g, rows: g.square_().sum(0))
 
+    def summed_absolute(self) -> Parameters:
+        """``sum_i |g_i|``, by full name."""
+        return self._summed(lambda g, rows: g.abs_().sum(0))
+
     def summed_one_by_one(self, weights: Tensor) -> Parameters:
         """``sum_i w_i g_i`` of the single gradients, by full name: ``weighted_sum`` the long way."""
         return self._summed(lambda g, rows: torch.tensordot(weights[rows].to(g), g, dims=1))

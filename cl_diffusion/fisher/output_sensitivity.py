@@ -1,0 +1,80 @@
+"""Memory Aware Synapses: how much each parameter moves the output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from cl_diffusion.fisher.estimator import FisherEstimator, Report, require_samples
+from cl_diffusion.fisher.population import Population
+from cl_diffusion.fisher.samples import Drawn, Samples
+from cl_diffusion.linalg import Diagonal, Operator, parameters
+
+
+class OutputSensitivity(FisherEstimator):
+    """``f = (2/n) sum_i |d |f(x_i)|^2 / d theta|``: Memory Aware Synapses (Aljundi et al. 2018, 1711.09601, eq. 2-3).
+
+    Absolute values of *per-sample* gradients, which no second moment is: it has the unit of the output squared over a
+    parameter. Its loss is a ``SquaredOutput``. The factor 2 is there because a penalty is ``lambda/2 d^T F d`` here,
+    and ``lambda Omega d^2`` in the paper.
+
+    Args:
+        include: glob patterns of parameter names; a parameter takes part if one fits.
+        exclude: glob patterns of parameter names that take no part.
+        dtype: of sums over samples.
+        offload: keep sums over samples on the CPU.
+    """
+
+    name = "output sensitivity"
+
+    def __init__(
+        self,
+        include: Sequence[str] = ("*",),
+        exclude: Sequence[str] = (),
+        dtype: torch.dtype = torch.float64,
+        offload: bool = False,
+    ) -> None:
+        super().__init__(include=include, exclude=exclude, dtype=dtype, offload=offload)
+
+    @override
+    def try_on(self, samples: Samples, drawn: Drawn) -> None:
+        samples.summed_absolute(drawn)
+
+    @override
+    def compute(self, population: Population) -> tuple[Operator, Report]:
+        samples, report = self.samples(population)
+        sums, count = samples.zeros(), torch.zeros(1, dtype=torch.float64, device=samples.device)
+        for drawn in samples.drawn():
+            parameters.add_mixed_(sums, samples.summed_absolute(drawn))
+            count += drawn.num_samples
+        samples.all_reduce({**sums, "count": count})
+        n = float(count)
+        require_samples(n)
+        return Diagonal(samples.to_parameters(parameters.scale(sums, 2 / n))), {"samples": n, **report}
+
+
+class SquaredOutput:
+    """``(model, batch) -> (B,)``: ``|f(x)|^2``, the sum over all elements of a sample's output.
+
+    Args:
+        output: ``(model, batch) -> f``, shape ``(B, ...)``. By default ``model(*batch[:-1])`` of a batch that is a
+            tuple or list of two parts or more, whose last is the target; else ``model(batch)``.
+    """
+
+    def __init__(self, output: Callable[[Any, Any], Tensor] | None = None) -> None:
+        self.output = output or _output
+
+    def __call__(self, model: Any, batch: Any) -> Tensor:
+        """``|f|^2`` of each sample."""
+        f: Tensor = self.output(model, batch)
+        return f.reshape(len(f), -1).square().sum(1)
+
+
+def _output(model: Any, batch: Any) -> Tensor:
+    inputs = batch[:-1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else [batch]
+    output: Tensor = model(*inputs)
+    return output
