@@ -2,8 +2,26 @@
 
 from cl_diffusion.callbacks.diagnostics.continual_metrics import ContinualMetrics
 from cl_diffusion.callbacks.regularization.ewc import EWC
+from cl_diffusion.callbacks.regularization.l2 import L2SP, L2Init
+from cl_diffusion.callbacks.regularization.mas import MAS
 from cl_diffusion.callbacks.regularization.regularizer import Regularizer
+from cl_diffusion.callbacks.regularization.strength import Constant, Strength, TraceMatched, WarmUp
+from cl_diffusion.callbacks.regularization.synaptic_intelligence import SynapticIntelligence
 from cl_diffusion.callbacks.task import TaskCallback
 from cl_diffusion.callbacks.task_checkpoint import TaskCheckpoint
 
-__all__ = ["EWC", "ContinualMetrics", "Regularizer", "TaskCallback", "TaskCheckpoint"]
+__all__ = [
+    "EWC",
+    "MAS",
+    "Constant",
+    "ContinualMetrics",
+    "L2Init",
+    "L2SP",
+    "Regularizer",
+    "Strength",
+    "SynapticIntelligence",
+    "TaskCallback",
+    "TaskCheckpoint",
+    "TraceMatched",
+    "WarmUp",
+]

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
 from torch.utils.data import DataLoader, TensorDataset
 
 
 class Regression(LightningModule):
-    """A linear regression with a loss of each sample."""
+    """A small regression with a loss of each sample."""
 
-    def __init__(self, optimizer: type[torch.optim.Optimizer] = torch.optim.SGD) -> None:
+    def __init__(self, optimizer: Callable[..., Optimizer] = SGD, **options: Any) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
         self.optimizer = optimizer
+        self.options = options
 
     def per_sample_loss(self, batch: Any) -> Tensor:
         x, y = batch
@@ -26,8 +29,8 @@ class Regression(LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         return self.per_sample_loss(batch).mean()
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return self.optimizer(self.parameters(), lr=0.05)
+    def configure_optimizers(self) -> Any:
+        return self.optimizer(self.parameters(), **{"lr": 0.05, **self.options})
 
 
 def loader(seed: int, samples: int = 24) -> DataLoader[Any]:
@@ -40,10 +43,23 @@ def trainer(*callbacks: Callback, max_epochs: int = 2, **options: Any) -> Traine
     return Trainer(
         max_epochs=max_epochs,
         accelerator="cpu",
-        logger=False,
+        logger=options.pop("logger", False),
         enable_checkpointing=options.pop("enable_checkpointing", False),
         enable_progress_bar=False,
         enable_model_summary=False,
         callbacks=list(callbacks),
         **options,
     )
+
+
+def weights(model: nn.Module) -> list[Tensor]:
+    return [parameter.detach().clone() for parameter in model.parameters()]
+
+
+def fit_tasks(
+    model: LightningModule, *callbacks: Callback, tasks: Iterable[int] = (0, 1), **options: Any
+) -> LightningModule:
+    """Every fit is a task."""
+    for seed in tasks:
+        trainer(*callbacks, **options).fit(model, loader(seed))
+    return model

@@ -1,30 +1,26 @@
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 
 from cl_diffusion.callbacks import EWC
 from cl_diffusion.fisher import DiagonalFisher, FisherEstimator, MeanGradientFisher, OutputLoss, SquaredError, estimate
-from tests.callbacks.stranger import Regression, loader, trainer
+from tests.callbacks.stranger import Regression, fit_tasks, loader, trainer, weights
 
 ESTIMATORS = [DiagonalFisher(), MeanGradientFisher()]
 IDS = ["diagonal", "mean gradient"]
 
 
-def weights(model: LightningModule) -> list[Tensor]:
-    return [parameter.detach().clone() for parameter in model.parameters()]
-
-
 def two_tasks(model: Regression, *callbacks: Callback, **options: Any) -> Regression:
-    for seed in (0, 1):
-        trainer(*callbacks, **options).fit(model, loader(seed))
+    fit_tasks(model, *callbacks, **options)
     return model
 
 
@@ -45,65 +41,26 @@ def test_strength_zero_is_bit_for_bit_the_run_without_it(estimator: FisherEstima
     assert all(torch.equal(a, b) for a, b in zip(weights(plain), weights(switched_off), strict=True))
 
 
-class PenaltyInTheLoss(Regression):
-    """The same penalty by autograd, as the oracle."""
-
-    ewc: EWC
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        theta = dict(self.named_parameters())
-        penalty = sum((term.value(theta) for term in self.ewc.terms), torch.zeros(()))
-        return super().training_step(batch, batch_idx) + 20.0 * penalty
-
-
-@pytest.mark.parametrize("estimator", ESTIMATORS, ids=IDS)
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"accumulate_grad_batches": 3},
-        {"gradient_clip_val": 0.5},
-        {"gradient_clip_val": 0.3, "gradient_clip_algorithm": "value"},
-    ],
-    ids=["plain", "accumulation", "clip by norm", "clip by value"],
-)
-def test_the_closed_gradient_is_autograd_of_the_penalty_in_the_loss(
-    estimator: FisherEstimator, options: dict[str, Any]
-) -> None:
-    closed = two_tasks(Regression(), EWC(estimator, strength=20.0), **options)
-    oracle = PenaltyInTheLoss()
-    oracle.ewc = EWC(estimator, strength=20.0)
-    oracle.ewc.on_before_optimizer_step = lambda *_: None  # type: ignore[method-assign]
-    two_tasks(oracle, oracle.ewc, **options)
-    plain = two_tasks(Regression(), **options)
-    for a, b, c in zip(weights(closed), weights(oracle), weights(plain), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
-        assert not torch.allclose(a, c, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("estimator", ESTIMATORS, ids=IDS)
-def test_resumed_within_the_second_task_is_the_uninterrupted_run(estimator: FisherEstimator, tmp_path: Path) -> None:
-    def fit(*callbacks: Callback, **options: Any) -> Regression:
-        model, ewc = Regression(torch.optim.Adam), EWC(estimator, strength=2.0, epochs_per_task=2)
-        saving = bool(callbacks)
-        trainer(ewc, *callbacks, max_epochs=4, enable_checkpointing=saving).fit(model, loader(0), **options)
-        return model
-
-    whole = fit(ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1, save_on_train_epoch_end=True))
-    resumed = fit(ckpt_path=tmp_path / "epoch=2.ckpt")
-    assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(resumed), strict=True))
-    checkpoint = torch.load(tmp_path / "epoch=2.ckpt", weights_only=True)
-    (state,) = [state for key, state in checkpoint["callbacks"].items() if key.startswith("EWC")]
-    assert state["terms"][0]["provenance"]["record"][0]["task"] == 1
-
-
-def test_diagonals_of_many_tasks_are_one_term_and_rank_ones_are_kept() -> None:
-    diagonal, rank_one = EWC(DiagonalFisher()), EWC(MeanGradientFisher())
-    two_tasks(Regression(), diagonal)
-    two_tasks(Regression(), rank_one)
+def test_tasks_are_merged_by_default_and_rank_ones_kept_side_by_side_on_request() -> None:
+    diagonal, stacked = EWC(DiagonalFisher()), EWC(MeanGradientFisher())
+    separate = EWC(MeanGradientFisher(), memory="separate")
+    for ewc in (diagonal, stacked, separate):
+        two_tasks(Regression(), ewc)
+        assert [e["task"] for term in ewc.terms for e in term.operator.provenance.record] == [1, 2]
     assert [term.operator.kind for term in diagonal.terms] == ["diagonal"]
-    assert [term.operator.kind for term in rank_one.terms] == ["low_rank", "low_rank"]
-    assert [entry["task"] for entry in diagonal.terms[0].operator.provenance.record] == [1, 2]
+    assert [term.operator.kind for term in stacked.terms] == ["low_rank"]
+    assert [term.operator.kind for term in separate.terms] == ["low_rank", "low_rank"]
+
+
+def test_the_rank_is_kept_below_a_bound_and_what_is_dropped_is_logged(tmp_path: Path) -> None:
+    ewc, log = EWC(MeanGradientFisher(), max_rank=1), CSVLogger(tmp_path)
+    fit_tasks(Regression(), ewc, logger=log)
+    (term,) = ewc.terms
+    assert term.operator.trace() == pytest.approx(term.operator.largest_eigenvalue())
+    rows = list(csv.DictReader((Path(log.log_dir) / "metrics.csv").open()))
+    dropped = [float(row["ewc/dropped_trace"]) for row in rows if row.get("ewc/dropped_trace")]
+    assert dropped[0] == 0
+    assert dropped[1] > 0
 
 
 def test_a_frozen_parameter_stays_without_gradient() -> None:
@@ -164,28 +121,6 @@ def test_a_dict_of_loaders_is_combined_as_the_fit_combines_it() -> None:
     assert ewc.terms[0].operator.provenance.record[0]["samples"] == 24
 
 
-@pytest.mark.parametrize("fused", [False, True])
-def test_under_a_gradient_scaler_the_penalty_is_not_scaled(fused: bool) -> None:
-    """float16 on the CPU; a fused optimizer unscales within its step, after the hook."""
-
-    class Fused(Regression):
-        def configure_optimizers(self) -> torch.optim.Optimizer:
-            return torch.optim.SGD(self.parameters(), lr=0.05, fused=fused)
-
-    def fit(*plugins: Any) -> list[Tensor]:
-        model = Fused()
-        for seed in (0, 1):
-            trainer(ewc, plugins=list(plugins), max_epochs=4).fit(model, loader(seed))
-        return weights(model)
-
-    ewc = EWC(DiagonalFisher(), strength=20.0)
-    exact = fit()
-    ewc = EWC(DiagonalFisher(), strength=20.0)
-    scaled = fit(MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=256.0)))
-    for a, b in zip(exact, scaled, strict=True):
-        torch.testing.assert_close(a, b, rtol=0.02, atol=0.005)
-
-
 def test_two_of_them_in_one_trainer_have_names_of_their_own(tmp_path: Path) -> None:
     first, second = EWC(DiagonalFisher(), name="diagonal"), EWC(MeanGradientFisher(), name="rank one")
     saving = ModelCheckpoint(tmp_path, filename="end", save_on_train_epoch_end=True)
@@ -205,14 +140,6 @@ def test_importance_of_another_estimator_is_not_loaded() -> None:
 def test_a_strength_that_is_no_weight_is_refused(strength: float) -> None:
     with pytest.raises(ValueError, match="strength=.*finite number >= 0"):
         EWC(DiagonalFisher(), strength=strength)
-
-
-def test_a_module_without_a_loss_of_each_sample_is_told_what_to_add() -> None:
-    class Bare(LightningModule):
-        pass
-
-    with pytest.raises(TypeError, match="Bare has no `per_sample_loss`; add"):
-        EWC(DiagonalFisher()).setup(trainer(), Bare(), "fit")
 
 
 class Telling(Regression):

@@ -1,95 +1,270 @@
-"""A quadratic penalty on the parameters, added to the gradient once an optimizer step."""
+"""Anchored quadratic penalties on the parameters of any LightningModule."""
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
-from typing import Any, cast
+from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from cl_diffusion.callbacks.regularization.optimizer_step import OptimizerStep
+from cl_diffusion.callbacks.regularization.penalty_log import log_boundary, step_figures
+from cl_diffusion.callbacks.regularization.preconditions import (
+    refuse_several_proximal,
+    refuse_sharded,
+    require_parameters,
+)
+from cl_diffusion.callbacks.regularization.sample_gradients import estimate_on_task
+from cl_diffusion.callbacks.regularization.stability import diverging
+from cl_diffusion.callbacks.regularization.strength import Strength, as_strength
 from cl_diffusion.callbacks.task import TaskCallback
-from cl_diffusion.linalg import Operator, Quadratic, merge, parameters
+from cl_diffusion.linalg import Memory, Operator, Parameters, Penalty, Provenance, Quadratic, add_gradients_, parameters
+
+Mode = Literal["gradient", "proximal"]
 
 
 class Regularizer(TaskCallback):
-    """``strength * sum_k 1/2 (theta - theta_k)^T F_k (theta - theta_k)``, an anchored quadratic a task.
+    """``lambda * sum_k 1/2 (theta - theta_k)^T F_k (theta - theta_k)``, an anchored quadratic a task.
 
-    A leaf says what ``F_k`` is. The gradient is known in closed form and is added to ``.grad`` before the optimizer
-    step: once a step, after accumulation and after the gradient scaler, before clipping. Anchors are the raw training
-    weights at the task's end. Diagonal terms are kept merged (same gradient, constant memory), others side by side.
+    A leaf says what ``F_k`` is (``importance``). Anchors are the raw training weights at the task's end.
+
+    *Gradient mode*: the gradient, known in closed form, is added to ``.grad`` once an optimizer step: after
+    accumulation and the gradient scaler, before clipping (in manual optimisation: when ``optimizer.step()`` is called).
+    Each optimizer gets its own parameters' part. *Proximal mode*: after a step of learning rate ``eta`` the weights
+    ``theta'`` become ``argmin 1/2 |theta - theta'|^2 / eta + penalty``, solved jointly for all anchors, each parameter
+    with its own group's ``eta``; Adam's preconditioner is not in it. It is stable at every strength.
+
+    Penalty, ratio of its gradient's norm to the task gradient's, their cosine, and the distance from each anchor are
+    logged every ``log_every_n_steps`` of the Trainer.
 
     Args:
-        strength: ``lambda``, finite and >= 0; 0 leaves training bit for bit as it is without the callback.
+        strength: ``lambda``: a number >= 0, where 0 leaves training bit for bit as it is without the callback;
+            ``"auto"``, which is ``TraceMatched()``; or a schedule such as ``WarmUp(100.0, steps=500)``.
         name: in the log and in checkpoints; two regularisers of one class in one Trainer need two names.
         epochs_per_task: the clock of a project whose data module knows nothing of tasks (see ``TaskCallback``).
+        mode: ``"gradient"`` or ``"proximal"``.
+        memory: how old tasks are kept: ``"merged"``, ``"separate"`` or ``"online"``; see ``Penalty``.
+        gamma: of the online memory, in [0, 1]; 1 by default.
+        max_rank: low-rank terms keep so many eigenvalues; the trace that is dropped is logged.
 
     Raises:
-        ValueError: ``strength`` is negative or not finite.
+        ValueError: an argument is out of its range, or two of them do not go together.
     """
 
-    def __init__(self, strength: float, name: str, epochs_per_task: int | None = None) -> None:
+    def __init__(
+        self,
+        strength: float | Literal["auto"] | Strength,
+        name: str,
+        epochs_per_task: int | None = None,
+        *,
+        mode: Mode = "gradient",
+        memory: Memory = "merged",
+        gamma: float | None = None,
+        max_rank: int | None = None,
+    ) -> None:
         super().__init__(epochs_per_task)
-        if not (math.isfinite(strength) and strength >= 0):
-            raise ValueError(f"strength={strength!r}; expected a finite number >= 0 (0 switches the penalty off)")
-        self.strength = float(strength)
+        if mode not in get_args(Mode):
+            raise ValueError(f"mode={mode!r}; expected one of {', '.join(map(repr, get_args(Mode)))}")
+        if mode == "proximal" and memory == "separate":
+            raise ValueError(
+                "mode='proximal' with memory='separate'; several anchors must be solved jointly: use memory='merged'"
+            )
+        self.penalty = Penalty(memory, gamma, max_rank)
+        self.strength = as_strength(strength)
         self.name = name
-        self.terms: list[Quadratic] = []
+        self.mode = mode
+        self._steps = 0
+        self._warned = False
+        self._current: OptimizerStep | None = None
+        self._handles: list[Any] = []
 
     @property
     @override
     def state_key(self) -> str:
         return self._generate_state_key(name=self.name)
 
+    @property
+    def enabled(self) -> bool:
+        """Whether there is a penalty at all."""
+        return self.strength.final > 0
+
+    @property
+    def terms(self) -> list[Quadratic]:
+        """What is remembered."""
+        return self.penalty.terms
+
     @abstractmethod
-    def importance(self, trainer: Trainer, pl_module: LightningModule, task: int) -> Operator:
-        """``F_k`` of the task that has just ended, at the current weights."""
+    def importance(self, trainer: Trainer, pl_module: LightningModule, task: int) -> Operator | None:
+        """``F_k`` of the task that has just ended, at the current weights; None where nothing is remembered then."""
+
+    def observe_gradient(self, step: OptimizerStep) -> None:
+        """Look at the task's own gradient, before any penalty is added."""
+
+    def observe_step(self, step: OptimizerStep) -> None:
+        """Look at the weights after the optimizer's step."""
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if self.enabled and stage == "fit":
+            refuse_sharded(trainer, type(self).__name__)
+            refuse_several_proximal([other.name for other in _active(trainer) if other.mode == "proximal"])
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        require_parameters(self.terms, pl_module, self.name)
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        if self in _active(trainer)[:1]:
+            self._handles = [opt.register_step_post_hook(self._after_step(trainer)) for opt in trainer.optimizers]
+
+    @override
+    def on_task_start(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
+        self._steps = 0
 
     @override
     def on_task_end(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
-        if self.strength == 0:
-            return
-        operator = self.importance(trainer, pl_module, task)
-        weights = parameters.trainable_parameters(pl_module)
-        anchor = parameters.clone(parameters.select(weights, operator.names))
-        self.terms = merge([*self.terms, Quadratic(operator, anchor)])
+        if self.enabled and (operator := self.importance(trainer, pl_module, task)) is not None:
+            self.remember(trainer, pl_module, operator, task)
+
+    def remember(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        operator: Operator,
+        task: int,
+        anchor: Parameters | None = None,
+    ) -> None:
+        """Hold the weights by ``operator``, beside what is held already; at ``anchor``, or where they are now."""
+        operator, figures = self._matched(trainer, pl_module, operator, task)
+        weights = parameters.trainable_parameters(pl_module) if anchor is None else anchor
+        kept = parameters.clone(parameters.select(weights, operator.names))
+        dropped = self.penalty.remember(Quadratic(operator, kept))
+        if self.mode == "proximal" and not self.penalty.closed:
+            kinds = ", ".join(term.operator.kind for term in self.terms)
+            raise ValueError(f"mode='proximal': the terms ({kinds}) have no joint resolvent; use mode='gradient'")
+        if self.penalty.max_rank is not None:
+            figures |= {"dropped_trace": dropped, "kept_trace": sum(float(t.operator.trace()) for t in self.terms)}
+        log_boundary(trainer, self.name, operator, task, figures)
 
     @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        if not self.terms or self.strength == 0:
+        active = _active(trainer)
+        if self not in active[:1]:
+            return  # the first acts for all, so that each sees the task's gradient without any penalty
+        step = OptimizerStep(trainer, pl_module, optimizer)
+        self._current = step if step.has_gradient else None
+        if self._current is None:
             return
-        weights = {name: parameter.detach() for name, parameter in pl_module.named_parameters()}
-        stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        trained = {n: p for n, p in pl_module.named_parameters() if p.requires_grad and id(p) in stepped}
-        factor = self.strength * _gradient_scale(trainer, optimizer)
-        for term in self.terms:
-            gradient = {name: g for name, g in term.gradient(weights).items() if name in trained}
-            for name in gradient:
-                if trained[name].grad is None:
-                    trained[name].grad = torch.zeros_like(trained[name])
-            parameters.add_({name: cast("Tensor", trained[name].grad) for name in gradient}, gradient, factor)
+        for regularizer in active:
+            regularizer.observe_gradient(step)
+            regularizer._log(trainer, pl_module, step)
+        for regularizer in active:
+            if regularizer.mode == "gradient":
+                regularizer._add_gradient(step)
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_end(trainer, pl_module)
+        self._release()
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._release()
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "terms": [term.state() for term in self.terms]}
+        return {**super().state_dict(), **self.penalty.state(), "steps": self._steps}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        self.terms = [Quadratic.from_state(state) for state in state_dict["terms"]]
+        self.penalty.load_state(state_dict)
+        self._steps = state_dict["steps"]
 
-    @override
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.terms = [term.to(pl_module.device) for term in self.terms]
+    def _add_gradient(self, step: OptimizerStep) -> None:
+        strength = self._next_strength()
+        if not self.terms or strength == 0:
+            return
+        self._warn_if_diverging(step, strength)
+        gradients = step.gradients_for(self.penalty.names)
+        add_gradients_(self.penalty.working(step.like), gradients, step.weights, strength * step.scale)
+
+    @torch.no_grad()
+    def _solve(self, step: OptimizerStep) -> None:
+        strength = self._next_strength()
+        if not self.terms or strength == 0:
+            return
+        (term,) = self.penalty.working(step.like)
+        known = [name for name in term.operator.names if name in step.trained]
+        with torch.autocast(step.like.device.type, enabled=False):
+            solved = term.prox(step.weights, {name: strength * step.rates[name] for name in known})
+        torch._foreach_copy_([step.weights[name] for name in known], [solved[name] for name in known])
+
+    def _next_strength(self) -> float:
+        self._steps += 1
+        return self.strength.at(self._steps - 1)
+
+    def _after_step(self, trainer: Trainer) -> Any:
+        def hook(optimizer: Optimizer, *_: Any) -> None:
+            step, self._current = self._current, None
+            if step is None or step.optimizer is not optimizer:
+                return
+            for regularizer in _active(trainer):
+                if regularizer.mode == "proximal":
+                    regularizer._solve(step)
+            for regularizer in _active(trainer):
+                regularizer.observe_step(step)
+
+        return hook
+
+    def _warn_if_diverging(self, step: OptimizerStep, strength: float) -> None:
+        if self._warned or step.clipped:
+            return
+        if reason := diverging(step.optimizer, step.trained, self.penalty, strength):
+            self._warned = True
+            rank_zero_warn(
+                f"{type(self).__name__} {self.name!r}: {reason}. Use mode='proximal', which is stable at every "
+                "strength, or a smaller strength or learning rate"
+            )
+
+    def _matched(
+        self, trainer: Trainer, pl_module: LightningModule, operator: Operator, task: int
+    ) -> tuple[Operator, dict[str, float]]:
+        """The operator scaled to the reference's trace, where the strength has one, and what lambda comes to."""
+        reference = self.strength.reference
+        if reference is None:
+            return operator, {"strength": self.strength.final}
+        identity, trace = operator.provenance.identity, float(operator.trace())
+        if all(identity.get(field) == value for field, value in reference.identity().items()):
+            target = trace
+        else:
+            target = float(estimate_on_task(trainer, pl_module, reference, task, label="Trace").trace())
+        factor = target / trace if trace > 0 else 1.0
+        scaled = operator.scaled(factor)
+        scale = {"scale": f"trace of {reference.name}, {reference.residual.name}"}
+        scaled.provenance = Provenance({**identity, **scale}, operator.provenance.record)
+        return scaled, {"strength": self.strength.final * factor, "loss_trace": target}
+
+    def _log(self, trainer: Trainer, pl_module: LightningModule, step: OptimizerStep) -> None:
+        if not self.terms or not trainer._logger_connector.should_update_logs:
+            return
+        figures = step_figures(self.penalty.working(step.like), step, self.strength.at(self._steps))
+        for key, value in figures.items():
+            pl_module.log(f"{self.name}/{key}", value, on_step=True, on_epoch=False, batch_size=1)
+
+    def _release(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles, self._current = [], None
 
 
-def _gradient_scale(trainer: Trainer, optimizer: Optimizer) -> float:
-    """What gradients are multiplied by at this moment: a fused optimizer unscales them within its own step."""
-    scaler = getattr(trainer.precision_plugin, "scaler", None)
-    if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
-        return float(scaler.get_scale())
-    return 1.0
+def _active(trainer: Trainer) -> list[Regularizer]:
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    return [callback for callback in callbacks if isinstance(callback, Regularizer) and callback.enabled]

@@ -1,0 +1,136 @@
+"""A project that has only a ``training_step``."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.loggers import CSVLogger
+from torch import Tensor, nn
+from torchmetrics import MeanSquaredError
+
+from cl_diffusion.callbacks import EWC, MAS
+from cl_diffusion.fisher import DiagonalFisher, KroneckerFisher
+from tests.callbacks.stranger import Regression, fit_tasks, weights
+
+
+class OnlyTrains(LightningModule):
+    """Logs, keeps a metric and a buffer, and returns a dict, as training steps do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+        self.error = MeanSquaredError()
+        self.register_buffer("steps", torch.zeros(()))
+        self.sizes: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+    def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+        x, y = batch
+        prediction = self.net(x)
+        loss = nn.functional.mse_loss(prediction, y)
+        self.error.update(prediction.detach(), y)
+        self.steps += 1
+        self.sizes.append(len(x))
+        self.log("loss", loss, on_step=True, on_epoch=True)
+        self.log_dict({"error": self.error}, on_step=False, on_epoch=True)
+        return {"loss": loss}
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.05)
+
+
+def test_it_is_asked_for_batches_of_one_and_told_what_that_costs() -> None:
+    model, ewc = OnlyTrains(), EWC(DiagonalFisher())
+    with pytest.warns(UserWarning, match="OnlyTrains has no `per_sample_loss`.*batches of one: 24 of them.*Add `def"):
+        fit_tasks(model, ewc, tasks=(0,))
+    assert model.sizes.count(1) >= 24
+
+
+def test_the_importance_is_that_of_the_loss_of_each_sample() -> None:
+    with pytest.warns(UserWarning, match="has no `per_sample_loss`"):
+        model = fit_tasks(OnlyTrains(), ewc := EWC(DiagonalFisher()), tasks=(0,))
+    told = fit_tasks(Regression(), known := EWC(DiagonalFisher()), tasks=(0,))
+    assert all(torch.equal(a, b) for a, b in zip(weights(model), weights(told), strict=True))
+    torch.testing.assert_close(ewc.terms[0].operator.diagonal(), known.terms[0].operator.diagonal())
+
+
+def test_nothing_of_the_project_shows_the_pass(tmp_path: Path) -> None:
+    logs = []
+    for callbacks in ([EWC(DiagonalFisher(), 1.0)], []):
+        model, log = OnlyTrains(), CSVLogger(tmp_path / str(len(callbacks)))
+        fit_tasks(model, *callbacks, tasks=(0,), logger=log, log_every_n_steps=1)
+        rows = list(csv.DictReader((Path(log.log_dir) / "metrics.csv").open()))
+        logs.append([{k: v for k, v in row.items() if "ewc" not in k} for row in rows if row["step"]])
+        assert model.steps == 6
+        assert "log" not in vars(model)
+        assert isinstance(model.error, MeanSquaredError)
+    own = [row for row in logs[0] if any(v for k, v in row.items() if k not in ("step", "epoch"))]
+    assert own == [row for row in logs[1] if any(v for k, v in row.items() if k not in ("step", "epoch"))]
+
+
+class ByHand(OnlyTrains):
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+
+def test_manual_optimisation_has_no_loss_to_ask_for() -> None:
+    with pytest.raises(TypeError, match="ByHand has no `per_sample_loss`, and its `training_step` optimises by itself"):
+        fit_tasks(ByHand(), EWC(DiagonalFisher()))
+
+
+class Silent(OnlyTrains):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return None if len(batch[0]) == 1 else super().training_step(batch, batch_idx)
+
+
+def test_a_step_without_a_loss_is_refused_before_a_task_is_trained() -> None:
+    model = Silent()
+    before = weights(model)
+    with pytest.raises(TypeError, match="Silent.training_step returned None for one sample; expected its loss"):
+        fit_tasks(model, EWC(DiagonalFisher()))
+    assert all(torch.equal(a, b) for a, b in zip(before, weights(model), strict=True))
+
+
+class BatchLoss(Regression):
+    def per_sample_loss(self, batch: Any) -> Tensor:
+        return super().per_sample_loss(batch).mean()
+
+
+@pytest.mark.parametrize(
+    ("model", "regularizer", "message"),
+    [
+        (BatchLoss(), EWC(DiagonalFisher()), "expected \\(8,\\), one entry a sample"),
+        (OnlyTrains(), EWC(KroneckerFisher()), "KroneckerFisher reads"),
+        (OnlyTrains(), EWC(DiagonalFisher(residual="model")), "OnlyTrains has no `output_loss`"),
+        (Regression(), MAS(), "forward"),
+    ],
+    ids=["scalar", "layers", "output", "forward"],
+)
+@pytest.mark.filterwarnings("ignore:.*has no `per_sample_loss`")
+def test_what_does_not_fit_is_refused_before_a_task_is_trained(model: Any, regularizer: Any, message: str) -> None:
+    before = weights(model)
+    with pytest.raises((TypeError, ValueError, NotImplementedError), match=message):
+        fit_tasks(model, regularizer)
+    assert all(torch.equal(a, b) for a, b in zip(before, weights(model), strict=True))
+
+
+class Logging(Regression):
+    def per_sample_loss(self, batch: Any) -> Tensor:
+        losses = super().per_sample_loss(batch)
+        self.log("inside", losses.mean())
+        return losses
+
+
+def test_a_loss_of_each_sample_may_log() -> None:
+    ewc = EWC(DiagonalFisher())
+    fit_tasks(Logging(), ewc, tasks=(0,))
+    assert float(ewc.terms[0].operator.trace()) > 0
