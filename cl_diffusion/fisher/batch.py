@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -24,6 +25,13 @@ def batch_size(batch: Any) -> int:
 def has_samples(leaf: Any, size: int) -> bool:
     """Whether a leaf of a batch of ``size`` samples holds one entry a sample."""
     return isinstance(leaf, Tensor) and leaf.ndim > 0 and len(leaf) == size
+
+
+def rows(batch: Any) -> Iterator[Any]:
+    """The batch cut into batches of one; what has no axis of samples is in each."""
+    size = batch_size(batch)
+    for i in range(size):
+        yield tree_map(lambda leaf, i=i: leaf[i : i + 1] if has_samples(leaf, size) else leaf, batch)
 
 
 def a_few(batch: Any) -> Any:

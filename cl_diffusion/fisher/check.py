@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from cl_diffusion.evaluation_mode import evaluation_mode
 from cl_diffusion.fisher.batch import batch_size
 from cl_diffusion.fisher.gradient import Loss
 from cl_diffusion.fisher.population import Draw, Population, Rows, select
+from cl_diffusion.fisher.undisturbed import undisturbed
 from cl_diffusion.linalg import Operator, Parameters, parameters
 
 
@@ -77,7 +77,7 @@ def check(
         ValueError: there is no sample.
     """
     names = operator.names
-    with evaluation_mode(model), torch.random.fork_rng(), torch.inference_mode(False):
+    with undisturbed(model):
         gradients = list(_gradients(Population(model, loss, batches, draw, seed), names, samples))
     if not gradients:
         raise ValueError("batches holds no sample; expected at least one to compare with")

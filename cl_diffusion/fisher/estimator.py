@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from itertools import islice
 from typing import Any, TypedDict, get_args
 
 import torch
 from torch import nn
 
-from cl_diffusion.evaluation_mode import evaluation_mode
 from cl_diffusion.fisher.criterion import OutputLoss
 from cl_diffusion.fisher.gradient import Loss
 from cl_diffusion.fisher.population import Draw, Population
 from cl_diffusion.fisher.residual import RESIDUALS, ResidualName
 from cl_diffusion.fisher.samples import Drawn, Samples
-from cl_diffusion.fisher.weighting import Weighting
-from cl_diffusion.linalg import Operator, Provenance, parameters
+from cl_diffusion.fisher.undisturbed import undisturbed
+from cl_diffusion.fisher.weighting import Undetermined, Weighting
+from cl_diffusion.linalg import Operator, Provenance
 
 Report = dict[str, Any]
 
@@ -58,6 +58,8 @@ class FisherEstimator(ABC):
 
     closed_sums: bool = True
     """Whether sums of its operators over tasks have a resolvent in closed form."""
+    compares_passes: bool = False
+    """Whether it passes over the samples several times and a loss must be the same in each."""
 
     def __init__(
         self,
@@ -117,21 +119,30 @@ class FisherEstimator(ABC):
 
     def samples(self, population: Population) -> tuple[Samples, Report]:
         """The samples with this estimator's residual and weights, and what fitting the weights has found."""
-        plain = Samples(population, self.residual, self.selects, self.dtype, self.offload)
+        plain = self._unweighted(population)
         return (plain, {}) if self.weighting is None else self.weighting.fitted(plain)
 
     def try_out(self, population: Population) -> None:
-        """Raise on the first batch what ``compute`` would raise for reasons that a few samples show.
+        """Raise what ``compute`` would raise for reasons that a few samples show; only their first batch is tried.
 
-        A loss of another shape, an output that the loss does not name, a geometry or a gradient that does not fit.
+        A loss of another shape, an output that the loss does not name, a geometry or a gradient that does not fit. What
+        other samples could mend is no reason: residuals or weights that are all zero.
         """
-        samples, _ = self.samples(population)
+        try:
+            samples, _ = self.samples(population)
+        except Undetermined:
+            samples = self._unweighted(population)
         if (first := next(samples.drawn(), None)) is not None:
             self.try_on(samples, first)
+        if self.compares_passes:
+            samples.require_repeatable()
 
     def try_on(self, samples: Samples, drawn: Drawn) -> None:
-        """Take the kind of gradients that ``compute`` takes, on one batch."""
+        """Take the kind of gradients that ``compute`` takes, on one batch of this process alone."""
         samples.summed(drawn)
+
+    def _unweighted(self, population: Population) -> Samples:
+        return Samples(population, self.residual, self.selects, self.dtype, self.offload)
 
     def _described_selection(self) -> str:
         return ", ".join(self.include) + (f" but not {', '.join(self.exclude)}" if self.exclude else "")
@@ -174,7 +185,7 @@ def estimate(
         FloatingPointError: a gradient is not finite; names the sample and the first bad parameter.
     """
     population = Population(model, loss, batches, draw, seed, chunk_size)
-    with _undisturbed(model) as first:
+    with undisturbed(model) as first:
         operator, report = estimator.compute(population)
     criterion = {"criterion": loss.describe()} if isinstance(loss, OutputLoss) else {}
     operator.provenance = Provenance(
@@ -197,28 +208,8 @@ def try_out(
 
     Looks at the first batch only; arguments as of ``estimate``.
     """
-    with _undisturbed(model):
-        estimator.try_out(Population(model, loss, batches, draw, seed))
-
-
-@contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[nn.Parameter]:
-    """Evaluation mode, gradients allowed, no autocast, torch's random state put back; yields the first parameter.
-
-    Raises:
-        ValueError: the model has nothing to differentiate by.
-    """
-    if not parameters.trainable_parameters(model):
-        raise ValueError(f"model={type(model).__name__} has no parameter that requires a gradient; unfreeze some")
-    first = next(iter(model.parameters()))
-    devices = [first.device] if first.device.type == "cuda" else []
-    with (
-        evaluation_mode(model),
-        torch.random.fork_rng(devices),
-        torch.inference_mode(False),
-        torch.autocast(first.device.type, enabled=False),
-    ):
-        yield first
+    with undisturbed(model):
+        estimator.try_out(Population(model, loss, list(islice(batches, 1)), draw, seed))
 
 
 def require_samples(count: float) -> None:

@@ -7,14 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.func import functional_call
 
-from cl_diffusion.fisher.batch import a_few, batch_size, has_samples, reseed
+from cl_diffusion.fisher.batch import a_few, batch_size, reseed
 from cl_diffusion.fisher.capture import visit_layers
 from cl_diffusion.fisher.layers import LayerGradients
-from cl_diffusion.fisher.one_by_one import rows
+from cl_diffusion.fisher.layers.layer import in_single
+from cl_diffusion.fisher.per_sample import by_backward, by_vmap
 from cl_diffusion.linalg import Parameters, parameters
 
 Loss = Callable[[Any, Any], Tensor]
@@ -36,7 +35,7 @@ class LossGradients:
         model: any module; parameters that require no gradient are left out.
         loss: one entry a sample. A sample's loss must not depend on the other samples of its batch; tensors of a batch
             whose leading axis is as long as the first tensor's are taken to hold one entry a sample, others are shared.
-        chunk_size: ``vmap(grad)`` holds so many samples at a time; by default as many as fit ``memory_budget``.
+        chunk_size: so many single gradients are held at a time; by default as many as fit ``memory_budget``.
         memory_budget: bytes of per-sample gradients held at once.
         select: which of the trainable parameters to take, by name; None is all.
 
@@ -83,49 +82,16 @@ class LossGradients:
         return next(iter(self.parameters.values())).dtype
 
     def per_sample(self, batch: Any, names: frozenset[str] | None = None) -> Iterator[Parameters]:
-        """``g_i`` of each sample by ``vmap(grad)``, in chunks: each tensor has a leading axis of samples.
-
-        Fused attention has no batched derivative, so attention runs on its plain kernel inside.
-        """
-        if self._singly:
-            yield from self._per_sample_singly(batch, frozenset(self.parameters) if names is None else names)
-            return
-        leaves, structure = tree_flatten(batch)
-        size = batch_size(batch)
-        batched = [position for position, leaf in enumerate(leaves) if has_samples(leaf, size)]
-
-        def sample_loss(weights: Parameters, *sample: Tensor) -> Tensor:
-            row = list(leaves)
-            for position, leaf in zip(batched, sample, strict=True):
-                row[position] = leaf.unsqueeze(0)
-            return self._call(weights, tree_unflatten(row, structure)).squeeze(0)
-
-        gradient_of_each = vmap(grad(sample_loss), (None, *(0 for _ in batched)), randomness="different")
-        weights = {n: p.detach() for n, p in self.parameters.items() if names is None or n in names}
+        """``g_i`` of each sample by itself, in chunks: each tensor has a leading axis of samples."""
+        weights = {n: p for n, p in self.parameters.items() if names is None or n in names}
         step = self._chunk_size(weights)
         reseed(batch)
-        for start in range(0, size, step):
-            chunk = [leaves[position][start : start + step] for position in batched]
-            try:
-                with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-                    gradients = gradient_of_each(weights, *chunk)
-            except RuntimeError as error:
-                shown = ", ".join(list(weights)[:3]) + (", ..." if len(weights) > 3 else "")
-                raise RuntimeError(
-                    f"per-sample gradients of {len(weights)} parameters ({shown}) go by torch.func.vmap, which this "
-                    f"model does not allow: {error}; exclude them (exclude=[...]), or use an estimator without "
-                    "per-sample gradients (SketchedDiagonalFisher)"
-                ) from error
-            yield gradients
+        yield from (by_backward if self._singly else by_vmap)(self._call, weights, batch, step)
 
     def summed(self, batch: Any, weights: Tensor | None = None) -> Parameters:
         """``sum_i w_i g_i`` over the batch, by one ordinary backward; ``w`` of shape ``(B,)``, None is ones."""
         if self._singly:
-            totals = {name: torch.zeros_like(p) for name, p in self.parameters.items()}
-            for i, gradient in enumerate(self._one_by_one(batch)):
-                weight = 1.0 if weights is None else float(weights[i])
-                parameters.add_(totals, gradient, weight)
-            return totals
+            return self._summed_singly(batch, weights)
         with torch.enable_grad():
             losses = self.losses(batch)
         if not losses.requires_grad:  # none of the parameters takes part
@@ -136,11 +102,11 @@ class LossGradients:
 
     def summed_squares(self, batch: Any) -> Parameters:
         """``sum_i g_i * g_i`` over the batch, of per-sample gradients."""
-        return self._summed_entries(batch, LayerGradients.summed_squares, lambda g: g.square().sum(0))
+        return self._summed_entries(batch, lambda layer: layer.summed_squares(), torch.square)
 
     def summed_absolute(self, batch: Any) -> Parameters:
         """``sum_i |g_i|`` over the batch, of per-sample gradients."""
-        return self._summed_entries(batch, LayerGradients.summed_absolute, lambda g: g.abs().sum(0))
+        return self._summed_entries(batch, lambda layer: layer.summed_absolute(), torch.abs)
 
     def projections(self, batch: Any, direction: Parameters) -> Tensor:
         """``g_i^T v`` of each sample: float64 ``(B,)``."""
@@ -150,17 +116,19 @@ class LossGradients:
             total.add_(layer.projections(direction))
 
         rest = self.visit_layers(batch, add)
-        return total + self._projections_by_vmap(batch, direction, rest) if rest else total
+        return total + self._projections_of_each(batch, direction, rest) if rest else total
 
     def products(self, batch: Any, direction: Parameters) -> Parameters:
         """``sum_i g_i (g_i^T v)`` over the batch: the empirical second moment times ``v``."""
         layers: list[LayerGradients] = []
         rest = self.visit_layers(batch, layers.append)
+        if not layers:
+            return self._products_of_each(batch, direction)
         scales = torch.zeros(batch_size(batch), dtype=torch.float64, device=self.device)
         for layer in layers:
             scales += layer.projections(direction)
         if rest:
-            scales += self._projections_by_vmap(batch, direction, rest)
+            scales += self._projections_of_each(batch, direction, rest)
             return self.summed(batch, scales)
         totals = {name: g for layer in layers for name, g in layer.weighted_sum(scales.to(self.dtype)).items()}
         return {name: totals[name] for name in self.parameters}
@@ -182,28 +150,16 @@ class LossGradients:
         shown = visit_layers(self._model, lambda: self.losses(batch), wanted, batch_size(batch), visit)
         return frozenset(self.parameters) - shown
 
-    def _one_by_one(self, batch: Any) -> Iterator[Parameters]:
-        """``g_i`` of one sample after the other, by an ordinary backward each."""
-        wanted = list(self.parameters.values())
+    def _summed_singly(self, batch: Any, weights: Tensor | None) -> Parameters:
+        """``sum_i w_i g_i`` with the graph of one sample at a time."""
+        totals = {name: in_single(torch.zeros_like(p)) for name, p in self.parameters.items()}
+        factors = [1.0] * batch_size(batch) if weights is None else weights.tolist()
         reseed(batch)
-        for row in rows(batch):
-            with torch.enable_grad():
-                loss = self._call(self.parameters, row).squeeze(0)
-            gradients = (
-                torch.autograd.grad(loss, wanted, materialize_grads=True)
-                if loss.requires_grad
-                else [torch.zeros_like(p) for p in wanted]
-            )
-            yield dict(zip(self.parameters, gradients, strict=True))
-
-    def _per_sample_singly(self, batch: Any, names: frozenset[str]) -> Iterator[Parameters]:
-        waiting: list[Parameters] = []
-        size, step = batch_size(batch), self._chunk_size({n: self.parameters[n] for n in names})
-        for i, gradient in enumerate(self._one_by_one(batch)):
-            waiting.append(gradient)
-            if len(waiting) == step or i + 1 == size:
-                yield {name: torch.stack([g[name] for g in waiting]) for name in self.parameters if name in names}
-                waiting.clear()
+        singles = by_backward(self._call, self.parameters, batch, step=1)
+        for factor, g in zip(factors, singles, strict=True):
+            for name, total in totals.items():
+                total.add_(g[name][0], alpha=factor)
+        return totals
 
     def _verify(self, batch: Any) -> None:
         """Decide which parameters go by their layers: where those give what an ordinary backward gives, to rounding.
@@ -238,25 +194,29 @@ class LossGradients:
             self._by_layer, self._undecided = set(), set()  # both ways at once would see different draws
 
     def _summed_entries(
-        self,
-        batch: Any,
-        of_layer: Callable[[LayerGradients], Parameters],
-        of_chunk: Callable[[Tensor], Tensor],
+        self, batch: Any, of_layer: Callable[[LayerGradients], Parameters], of_entries: Callable[[Tensor], Tensor]
     ) -> Parameters:
+        """The sum over samples of a function of the entries of their gradients."""
         totals: Parameters = {}
         rest = self.visit_layers(batch, lambda layer: totals.update(of_layer(layer)))
         for chunk in self.per_sample(batch, rest) if rest else ():
             for name, g in chunk.items():
-                part = of_chunk(g)
+                part = of_entries(g).sum(0)
                 totals[name] = totals[name].add_(part) if name in totals else part
         return {name: totals[name] for name in self.parameters}
 
-    def _projections_by_vmap(self, batch: Any, direction: Parameters, names: frozenset[str]) -> Tensor:
-        parts = []
-        for chunk in self.per_sample(batch, names):
-            dots = [g.flatten(1) @ direction[name].reshape(-1) for name, g in chunk.items()]
-            parts.append(torch.stack(dots).sum(0, dtype=torch.float64))
-        return torch.cat(parts)
+    def _projections_of_each(self, batch: Any, direction: Parameters, names: frozenset[str]) -> Tensor:
+        return torch.cat([_dots(chunk, direction) for chunk in self.per_sample(batch, names)])
+
+    def _products_of_each(self, batch: Any, direction: Parameters) -> Parameters:
+        """``sum_i g_i (g_i^T v)`` in one pass, for single gradients are at hand."""
+        totals = {name: in_single(torch.zeros_like(p)) for name, p in self.parameters.items()}
+        for chunk in self.per_sample(batch):
+            scales = _dots(chunk, direction)
+            for name, total in totals.items():
+                g = in_single(chunk[name])
+                total.add_(torch.tensordot(scales.to(g), g, dims=1))
+        return totals
 
     def _call(self, weights: Parameters, batch: Any) -> Tensor:
         losses: Tensor = functional_call(self._losses, {f"model.{n}": w for n, w in weights.items()}, (batch,))
@@ -282,6 +242,12 @@ class _Losses(nn.Module):
 
     def forward(self, batch: Any) -> Tensor:
         return self.loss(self.model, batch)
+
+
+def _dots(gradients: Parameters, direction: Parameters) -> Tensor:
+    """``g_i^T v`` of gradients on a leading axis, float64."""
+    dots = [g.flatten(1) @ direction[name].reshape(-1) for name, g in gradients.items()]
+    return torch.stack(dots).sum(0, dtype=torch.float64)
 
 
 def _random_state(device: torch.device) -> Tensor:

@@ -43,16 +43,17 @@ class KroneckerFisher(FisherEstimator):
         **settings: of ``FisherEstimator``.
     """
 
+    closed_sums = False
+
     def __init__(self, corrected: bool = False, **settings: Unpack[Settings]) -> None:
         super().__init__(**settings)
         self.corrected = corrected
+        self.compares_passes = corrected
 
     @property
     @override
     def name(self) -> str:
         return "Kronecker, eigenvalues corrected" if self.corrected else "Kronecker"
-
-    closed_sums = False
 
     @override
     def samples(self, population: Population) -> tuple[Samples, Report]:

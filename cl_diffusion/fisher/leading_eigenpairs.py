@@ -37,6 +37,8 @@ class LeadingEigenpairsFisher(FisherEstimator):
         ValueError: ``rank``, ``tolerance`` or ``max_steps`` leaves nothing to find, or all gradients are zero.
     """
 
+    compares_passes = True
+
     def __init__(
         self, rank: int = 1, tolerance: float = 1e-6, max_steps: int | None = None, **settings: Unpack[Settings]
     ) -> None:
@@ -56,7 +58,7 @@ class LeadingEigenpairsFisher(FisherEstimator):
 
     @override
     def try_on(self, samples: Samples, drawn: Drawn) -> None:
-        samples.products(drawn, samples.summed(drawn))
+        samples.products(drawn, samples.to_parameters(samples.summed(drawn)))
 
     @override
     def compute(self, population: Population) -> tuple[Operator, Report]:

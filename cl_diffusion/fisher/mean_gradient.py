@@ -70,7 +70,7 @@ class MeanGradientFisher(FisherEstimator):
 
     @override
     def try_on(self, samples: Samples, drawn: Drawn) -> None:
-        direction = samples.summed(drawn)
+        direction = samples.to_parameters(samples.summed(drawn))
         if self.coefficient == "optimal":
             samples.projections(drawn, direction)
 

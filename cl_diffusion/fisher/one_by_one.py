@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
-from cl_diffusion.fisher.batch import batch_size, has_samples
+from cl_diffusion.fisher.batch import rows
 
 
 class OneByOne:
@@ -38,12 +37,8 @@ class OneByOne:
         loss = self.loss(model, row)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             shown = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
-            raise ValueError(f"loss(model, batch) of a batch of one is {shown}; expected a single number")
+            raise ValueError(
+                f"loss(model, batch) of a batch of one is {shown}; expected a single number: return the mean over the "
+                "batch, as a tensor (of a mapping, its 'loss')"
+            )
         return loss.reshape(())
-
-
-def rows(batch: Any) -> Iterator[Any]:
-    """The batch cut into batches of one; what has no axis of samples is in each."""
-    size = batch_size(batch)
-    for i in range(size):
-        yield tree_map(lambda leaf, i=i: leaf[i : i + 1] if has_samples(leaf, size) else leaf, batch)

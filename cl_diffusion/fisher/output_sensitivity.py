@@ -62,7 +62,11 @@ class SquaredOutput:
 
     Args:
         output: ``(model, batch) -> f``, shape ``(B, ...)``. By default ``model(*batch[:-1])`` of a batch that is a
-            tuple or list of two parts or more, whose last is the target; else ``model(batch)``.
+            tuple or list of two parts or more, whose last is the target; ``model(x)`` of ``(x,)``; else
+            ``model(batch)``.
+
+    Raises:
+        ValueError: when called, if the output is no tensor with an axis of samples.
     """
 
     def __init__(self, output: Callable[[Any, Any], Tensor] | None = None) -> None:
@@ -70,11 +74,16 @@ class SquaredOutput:
 
     def __call__(self, model: Any, batch: Any) -> Tensor:
         """``|f|^2`` of each sample."""
-        f: Tensor = self.output(model, batch)
+        f = self.output(model, batch)
+        if not isinstance(f, Tensor) or f.ndim == 0:
+            raise ValueError(
+                f"output(model, batch) is {type(f).__name__ if not isinstance(f, Tensor) else 'a scalar'}; expected a "
+                "tensor (B, ...): give SquaredOutput(output) a function that takes it from what the model returns"
+            )
         return f.reshape(len(f), -1).square().sum(1)
 
 
 def _output(model: Any, batch: Any) -> Tensor:
-    inputs = batch[:-1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else [batch]
-    output: Tensor = model(*inputs)
+    parts = batch if isinstance(batch, (tuple, list)) else [batch]
+    output: Tensor = model(*(parts[:-1] if len(parts) > 1 else parts))
     return output

@@ -20,6 +20,10 @@ Geometry = Literal["euclidean", "wasserstein", "sliced"]
 Importance = Literal["uniform", "hessian_trace", "residual_diversity"]
 
 
+class Undetermined(ValueError):
+    """Something that these samples do not determine, and others may: all of their weights or residuals are zero."""
+
+
 class Weighting(ABC):
     """Turns samples into weighted samples."""
 
@@ -210,7 +214,7 @@ def _mean(samples: Samples, value: Callable[[Terms], Tensor]) -> float:
     samples.all_reduce({"sums": sums})
     total, count = sums.tolist()
     if total <= 0:
-        raise ValueError(f"the weights of {count:.0f} samples sum to {total:g}; expected a positive sum")
+        raise Undetermined(f"the weights of {count:.0f} samples sum to {total:g}; expected a positive sum")
     return float(total / count)
 
 
@@ -219,5 +223,5 @@ def _positive_median(samples: Samples, size: Callable[[Terms], Tensor]) -> float
     values = samples.gathered(values)
     values = values[values > 0].sort().values
     if len(values) == 0:
-        raise ValueError("every residual is exactly zero, so kappa * median{s_i : s_i > 0} is not defined; give tau")
+        raise Undetermined("every residual is exactly zero, so kappa * median{s_i : s_i > 0} is not defined; give tau")
     return float((values[(len(values) - 1) // 2] + values[len(values) // 2]) / 2)

@@ -294,6 +294,16 @@ def test_a_weight_that_is_used_twice_is_found_out_in_half_precision_too() -> Non
     assert float((found - expected).norm() / expected.norm()) < 0.1
 
 
+def test_squares_go_by_each_kind_of_layer_own_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a linear layer with one position, ``(d^2)^T u^2`` without any single gradient."""
+    monkeypatch.setattr(AffineGradients, "of", refuse)
+    model, x = nn.Linear(3, 2).double(), normal(SAMPLES, 3)
+    gradients = LossGradients(model, lambda m, batch: m(batch).square().sum(1))
+    gradients._by_layer, gradients._undecided = {"weight", "bias"}, set()
+    expected = dense_gradients(model, x, lambda m, batch: m(batch).square().sum(1))
+    torch.testing.assert_close(parameters.flatten(gradients.summed_squares(x)), expected.square().sum(0))
+
+
 def test_many_half_precision_squares_are_summed_in_single_precision() -> None:
     torch.manual_seed(0)
     model, x = nn.Linear(300, 300), torch.randn(1024, 2, 300)

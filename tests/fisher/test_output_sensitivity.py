@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -34,6 +36,22 @@ def test_of_a_linear_model_it_is_known() -> None:
     operator = estimate(OutputSensitivity(), model, SquaredOutput(), [x])
     expected = 2 * (2 * model(x) * x).abs().mean(0)  # 2 |f| |x|, and the factor of the convention
     torch.testing.assert_close(operator.diagonal()["weight"][0], expected.detach())
+
+
+def test_a_batch_of_inputs_alone_is_given_as_it_comes() -> None:
+    model, x = nn.Linear(3, 2).double(), torch.randn(5, 3, dtype=torch.float64)
+    bare, one, target = (
+        estimate(OutputSensitivity(), model, SquaredOutput(), [batch]).diagonal() for batch in (x, [x], (x, x))
+    )
+    torch.testing.assert_close(one, bare, rtol=0, atol=0)
+    torch.testing.assert_close(target, bare, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("output", [lambda m, b: {"sample": m(b)}, lambda m, b: m(b).sum()], ids=["dict", "scalar"])
+def test_an_output_without_samples_is_refused(output: Any) -> None:
+    model, x = nn.Linear(3, 2).double(), torch.randn(5, 3, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"output\(model, batch\) is .*; expected a tensor \(B, ...\)"):
+        estimate(OutputSensitivity(), model, SquaredOutput(output), [x])
 
 
 def test_the_output_is_what_one_says_it_is() -> None:

@@ -23,6 +23,7 @@ from cl_diffusion.fisher import (
     SketchedDiagonalFisher,
     SquaredError,
     estimate,
+    try_out,
 )
 from cl_diffusion.keys import KeyedBatch, keyed_normal
 from cl_diffusion.linalg import Operator
@@ -64,6 +65,8 @@ def estimates(rank: int, world: int, samples: int) -> list[Operator]:
     model, (x, y) = problem("mlp", samples)
     share = torch.arange(rank, samples, world)
     batches = [KeyedBatch((x[rows], y[rows]), rows) for rows in share.split(4) if len(rows)]
+    for estimator in ESTIMATORS:
+        try_out(estimator, model, LOSS, batches, draw=perturbed)
     return [estimate(estimator, model, LOSS, batches, draw=perturbed) for estimator in ESTIMATORS]
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,6 +13,7 @@ from cl_diffusion.fisher import (
     BandedFisher,
     DiagonalFisher,
     FisherEstimator,
+    GivenWeights,
     KroneckerFisher,
     LeadingEigenpairsFisher,
     MeanGradientFisher,
@@ -28,11 +32,14 @@ FITTING: list[FisherEstimator] = [
     DiagonalFisher(),
     DiagonalFisher(residual="model"),
     DiagonalFisher(weighting=OutputNormalized(kappa=0.01)),
+    DiagonalFisher(weighting=OutputNormalized(tau=0.1, importance="residual_diversity")),
+    DiagonalFisher(weighting=GivenWeights(lambda batch: torch.zeros(len(batch[0])).double())),  # others may be in
     SketchedDiagonalFisher(),
     MeanGradientFisher(),
     MeanGradientFisher(coefficient="plain"),
     LeadingEigenpairsFisher(rank=10),
     KroneckerFisher(),
+    KroneckerFisher(corrected=True),
     OutputSensitivity(),
     BandedFisher(DiagonalFisher(), lambda batch: torch.zeros(len(batch[0])).long(), names=["all", "nothing here"]),
 ]
@@ -52,8 +59,61 @@ def test_two_samples_are_enough_and_nothing_is_disturbed(estimator: FisherEstima
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+def test_residuals_that_are_all_zero_in_a_few_samples_are_no_reason() -> None:
+    model, (x, _) = problem("mlp")
+    try_out(DiagonalFisher(weighting=OutputNormalized(kappa=0.1)), model, LOSS, [(x, model(x).detach())])
+
+
+def test_the_first_batch_is_all_that_is_looked_at() -> None:
+    model, batch = problem("mlp")
+    taken = 0
+
+    def counted() -> Iterator[tuple[Tensor, ...]]:
+        nonlocal taken
+        for _ in range(5):
+            taken += 1
+            yield batch
+
+    try_out(DiagonalFisher(weighting=OutputNormalized(kappa=0.1)), model, LOSS, counted())
+    assert taken == 1
+
+
 def scalar(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
     return squared_error(model, batch).mean()
+
+
+def branching(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
+    losses = model.last(model(batch[0]) - batch[1]).square().mean(1)
+    return losses if losses.sum().item() > 0 else -losses
+
+
+@pytest.mark.parametrize("attempt", [estimate, try_out])
+def test_a_batched_derivative_is_asked_for_where_it_is_needed_alone(attempt: Any) -> None:
+    """By a free parameter; the layers' own go without."""
+    model, batch = problem("mlp")
+    model.last = nn.Softmax(1)
+    model.register_parameter("free", nn.Parameter(torch.ones(1, dtype=torch.float64)))
+
+    def loss(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
+        return branching(model, batch) * model.free
+
+    for needs in (DiagonalFisher(), MeanGradientFisher(), LeadingEigenpairsFisher(), KroneckerFisher()):
+        with pytest.raises(RuntimeError, match="per-sample gradients of .*vmap.*OneByOne"):
+            attempt(needs, model, loss, [batch])
+    for spared in (SketchedDiagonalFisher(), MeanGradientFisher("plain"), DiagonalFisher(exclude=["free"])):
+        attempt(spared, model, loss, [batch])
+
+
+@pytest.mark.parametrize("estimator", [LeadingEigenpairsFisher(), KroneckerFisher(corrected=True)])
+def test_a_loss_that_changes_from_pass_to_pass_is_refused(estimator: FisherEstimator) -> None:
+    model, batch = problem("mlp")
+    generator = torch.Generator().manual_seed(0)
+
+    def loss(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
+        return squared_error(model, batch) * torch.rand(len(batch[0]), generator=generator)
+
+    with pytest.raises(ValueError, match="changes from pass to pass"):
+        try_out(estimator, model, loss, [batch])
 
 
 @pytest.mark.parametrize(
