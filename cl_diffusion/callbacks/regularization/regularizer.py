@@ -190,7 +190,7 @@ class Regularizer(TaskCallback):
             if found != self._scale.get("scale"):
                 raise ValueError(
                     f"strength: the checkpoint's importance of {self.name!r} is scaled to {found or 'nothing'}, this "
-                    f"one's to {self._scale.get('scale', 'nothing')}; use the strength that the checkpoint was made with"
+                    f"one's to {self._scale.get('scale', 'nothing')}; use the strength of that checkpoint"
                 )
         self.penalty.load_state(state_dict)
         self._steps = state_dict["steps"]
