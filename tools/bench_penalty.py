@@ -4,8 +4,8 @@
 
 In turns, in one process: the closed gradient as a callback adds it, for every operator and memory; *autograd* of the
 same sum of quadratics in a Python loop over tasks and parameters, as others put it into the loss; and the *limit*: the
-bytes that must be read and written (each tensor once, the columns of a low rank twice) at the rate at which this machine
-sums an array that no cache holds. Memory is what a regulariser keeps: what steps read, and exact sums on the CPU.
+bytes that must be read and written (each tensor once, the columns of a low rank twice) at the rate at which this
+machine sums an array that no cache holds. Memory is what is kept: what steps read, and exact sums on the CPU.
 """
 
 from __future__ import annotations
@@ -192,7 +192,8 @@ def main() -> None:
                     print(
                         f"{kind:<10} {size:>11,} {tasks:>6}  {row['memory']:<13} {row['milliseconds']:>7.2f} "
                         f"{row['autograd_milliseconds']:>11.1f} {row['times_faster']:>8.1f} "
-                        f"{row['times_the_limit']:>9.2f} {row['mib_read_by_steps']:>10.1f} + {row['mib_of_exact_sums']:.1f}",
+                        f"{row['times_the_limit']:>9.2f} {row['mib_read_by_steps']:>10.1f} + "
+                        f"{row['mib_of_exact_sums']:.1f}",
                         flush=True,
                     )
     if options.json:

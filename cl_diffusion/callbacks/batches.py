@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, cast
+from itertools import islice
+from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
@@ -39,12 +40,15 @@ class TransferredBatches(Iterable[Any]):
 
 
 def training_batches(trainer: Trainer) -> Iterable[Any]:
-    """The training batches of a project that knows nothing of tasks; several loaders combined as the fit does."""
+    """The training batches of a project that knows nothing of tasks, as many as an epoch has.
+
+    Several loaders are combined as the fit combines them; ``limit_train_batches`` holds here too.
+    """
     loaders: Any = trainer.train_dataloader
-    if not isinstance(loaders, (dict, list, tuple)):
-        return cast("Iterable[Any]", loaders)
-    combined = CombinedLoader(loaders, trainer.fit_loop._combined_loader._mode)  # type: ignore[union-attr]
-    return _Combined(combined)
+    if isinstance(loaders, (dict, list, tuple)):
+        loaders = _Combined(CombinedLoader(loaders, trainer.fit_loop._combined_loader._mode))  # type: ignore[union-attr]
+    number = trainer.num_training_batches
+    return Limited(loaders, int(number)) if number < float("inf") else loaders
 
 
 def keyed(batches: Iterable[Any]) -> Iterator[KeyedBatch]:
@@ -71,6 +75,20 @@ def joined(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Pairs of images and labels as one pair."""
     images, labels = zip(*parts, strict=True)
     return torch.cat(images), torch.cat(labels)
+
+
+class Limited(Iterable[Any]):
+    """The first few batches, each time they are asked for."""
+
+    def __init__(self, batches: Iterable[Any], number: int) -> None:
+        self.batches = batches
+        self.number = number
+
+    def __len__(self) -> int:
+        return self.number
+
+    def __iter__(self) -> Iterator[Any]:
+        return islice(self.batches, self.number)
 
 
 class _Combined(Iterable[Any]):

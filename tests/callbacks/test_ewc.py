@@ -34,6 +34,23 @@ def test_one_line_on_a_strangers_project_holds_the_old_task() -> None:
     assert held < 0.5 * free
 
 
+def shuffled(seed: int) -> torch.utils.data.DataLoader[Any]:
+    """In an order, and with noise, from torch's own generator."""
+    return torch.utils.data.DataLoader(loader(seed).dataset, batch_size=8, shuffle=True)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=IDS)
+def test_the_first_task_is_trained_as_without_it(estimator: FisherEstimator) -> None:
+    """Trying the estimator on a first batch takes no random number from training."""
+    found = []
+    for callbacks in ([EWC(estimator, 10.0)], []):
+        torch.manual_seed(1)
+        model = Regression()
+        trainer(*callbacks).fit(model, shuffled(0))
+        found.append(weights(model))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=IDS)
 def test_strength_zero_is_bit_for_bit_the_run_without_it(estimator: FisherEstimator) -> None:
     plain = two_tasks(Regression())
@@ -119,6 +136,18 @@ def test_a_dict_of_loaders_is_combined_as_the_fit_combines_it() -> None:
     ewc = EWC(DiagonalFisher())
     trainer(ewc).fit(Named(), {"main": loader(0), "side": loader(1)})
     assert ewc.terms[0].operator.provenance.record[0]["samples"] == 24
+
+
+class Endless(torch.utils.data.IterableDataset[Any]):
+    def __iter__(self) -> Any:
+        while True:
+            yield torch.ones(3), torch.ones(1)
+
+
+def test_an_endless_loader_is_read_as_far_as_an_epoch_goes() -> None:
+    ewc = EWC(DiagonalFisher())
+    trainer(ewc, limit_train_batches=3).fit(Regression(), torch.utils.data.DataLoader(Endless(), batch_size=4))
+    assert ewc.terms[0].operator.provenance.record[0]["samples"] == 12
 
 
 def test_two_of_them_in_one_trainer_have_names_of_their_own(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -215,9 +216,22 @@ class Recorded(Regression):
         self.seen = {name: p.grad.detach().clone() for name, p in self.named_parameters()}
 
 
+def scaled(fused: bool) -> dict[str, Any]:
+    plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=512.0))
+    return {"plugins": [plugin], "optimizer": partial(torch.optim.SGD, fused=fused)}
+
+
+PRECISIONS: dict[str, Callable[[], dict[str, Any]]] = {
+    "32-true": dict,
+    "bf16-mixed": lambda: {"precision": "bf16-mixed"},
+    "16-mixed": lambda: scaled(fused=False),
+    "16-mixed, fused": lambda: scaled(fused=True),
+}
+
+
 @pytest.mark.parametrize("kind", REGULARIZERS)
-@pytest.mark.parametrize("scale", [1.0, 512.0])
-def test_the_penalty_part_of_a_gradient_is_exact_whatever_the_scale(kind: str, scale: float) -> None:
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_penalty_part_of_a_gradient_is_exact_in_every_precision(kind: str, precision: str) -> None:
     """At one and the same point: gradient with minus gradient without is the autograd of the penalty, to 1e-6."""
     model, regularizer = Recorded(), REGULARIZERS[kind]()
     fit_tasks(model, regularizer, tasks=(0, 1))
@@ -230,16 +244,17 @@ def test_the_penalty_part_of_a_gradient_is_exact_whatever_the_scale(kind: str, s
     value = sum((doubled(term).value(theta) for term in regularizer.terms), torch.zeros((), dtype=torch.float64))
     (regularizer.strength.final * value).backward()
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    model.options = {"lr": 0.0}
     seen = []
     for callbacks in ([regularizer], []):
         model.load_state_dict(state)
-        plugins = [MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=scale))]
-        fit_tasks(model, *callbacks, tasks=(2,), max_steps=1, plugins=plugins if scale > 1 else [])
+        options = PRECISIONS[precision]()
+        model.optimizer, model.options = options.pop("optimizer", torch.optim.SGD), {"lr": 0.0}
+        fit_tasks(model, *callbacks, tasks=(2,), max_steps=1, **options)
         seen.append(model.seen)
-    penalty = torch.cat([(seen[0][name].double() - seen[1][name].double()).flatten() for name in theta])
+    scale = 512.0 if "fused" in precision else 1.0  # a fused optimizer unscales within its step
+    penalty = torch.cat([(seen[0][name].double() - seen[1][name].double()).flatten() for name in theta]) / scale
     expected = torch.cat([t.grad.flatten() for t in theta.values() if t.grad is not None])
-    size = torch.cat([g.flatten() for g in seen[1].values()]).norm()
+    size = torch.cat([g.flatten() for g in seen[1].values()]).norm() / scale
     assert (penalty - expected).norm() < 1e-6 * (expected.norm() + size)
     assert expected.norm() > 1e-2
 

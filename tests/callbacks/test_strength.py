@@ -103,6 +103,13 @@ def test_a_warm_up_rises_from_zero_in_every_task() -> None:
     assert WarmUp("auto", 3).reference is not None
 
 
+def test_another_scale_is_not_loaded() -> None:
+    matched = EWC(DiagonalFisher(), "auto")
+    fit_tasks(Telling(), matched, tasks=(0,))
+    with pytest.raises(ValueError, match="is scaled to trace of diagonal, empirical, this one's to nothing"):
+        EWC(DiagonalFisher(), 1.0).load_state_dict(matched.state_dict())
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

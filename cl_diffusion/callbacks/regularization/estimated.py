@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sized
+from collections.abc import Iterable, Sized
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
-from cl_diffusion.callbacks.batches import TransferredBatches
+from cl_diffusion.callbacks.batches import Limited, TransferredBatches
 from cl_diffusion.callbacks.regularization.regularizer import Regularizer
 from cl_diffusion.callbacks.regularization.sample_gradients import (
     estimate_on_task,
@@ -75,10 +75,11 @@ class EstimatedImportance(Regularizer):
         loss, stream = self.loss(pl_module), task_stream(trainer)
         if isinstance(loss, OneByOne):
             _warn_of_the_cost(trainer, pl_module)
-        if stream is not None and self._running is not None:
-            batch = next(iter(TransferredBatches(trainer, stream.importance_dataloader(self._running))))
+        batches: Iterable[Any] = [batch]
+        if stream is not None and self._running is not None:  # what a step sees may hold replay too
+            batches = TransferredBatches(trainer, Limited(stream.importance_dataloader(self._running), 1))
         with undisturbed(pl_module):
-            try_out(self.estimator, pl_module, loss, [batch], draw=getattr(pl_module, "draw", None), seed=self.seed)
+            try_out(self.estimator, pl_module, loss, batches, draw=getattr(pl_module, "draw", None), seed=self.seed)
 
     @override
     def importance(self, trainer: Trainer, pl_module: LightningModule, task: int) -> Operator:

@@ -185,6 +185,13 @@ class Regularizer(TaskCallback):
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
+        for state in state_dict["terms"]:
+            found = state["provenance"]["identity"].get("scale")
+            if found != self._scale.get("scale"):
+                raise ValueError(
+                    f"strength: the checkpoint's importance of {self.name!r} is scaled to {found or 'nothing'}, this "
+                    f"one's to {self._scale.get('scale', 'nothing')}; use the strength of that checkpoint"
+                )
         self.penalty.load_state(state_dict)
         self._steps = state_dict["steps"]
 
@@ -248,9 +255,14 @@ class Regularizer(TaskCallback):
             target = float(estimate_on_task(trainer, pl_module, reference, task, label="Trace").trace())
         factor = target / trace if trace > 0 else 1.0
         scaled = operator.scaled(factor)
-        scale = {"scale": f"trace of {reference.name}, {reference.residual.name}"}
-        scaled.provenance = Provenance({**identity, **scale}, operator.provenance.record)
+        scaled.provenance = Provenance({**identity, **self._scale}, operator.provenance.record)
         return scaled, {"strength": self.strength.final * factor, "loss_trace": target}
+
+    @property
+    def _scale(self) -> dict[str, str]:
+        """What importances are scaled to, as a field of their identity: two scales do not add up."""
+        reference = self.strength.reference
+        return {} if reference is None else {"scale": f"trace of {reference.name}, {reference.residual.name}"}
 
     def _log(self, trainer: Trainer, pl_module: LightningModule, step: OptimizerStep) -> None:
         if not self.terms or not trainer._logger_connector.should_update_logs:

@@ -1,0 +1,74 @@
+"""The README's examples run as they stand, on fewer digits and batches."""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import lightning.pytorch
+import pytest
+import sklearn.datasets
+import torch
+
+from cl_diffusion.linalg import LowRank
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+SECTION = README[README.index("### Examples") : README.index("### What they keep")]
+EXAMPLES = re.findall(r"```python\n(.*?)```", SECTION, re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The names that the examples leave, one after the other in one module."""
+    names: dict[str, Any] = {"__name__": "readme"}
+    quick = {"limit_train_batches": 2, "enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("readme"))
+        trainer = partial(lightning.pytorch.Trainer, accelerator="cpu", enable_checkpointing=False, **quick)
+        patch.setattr(lightning.pytorch, "Trainer", trainer)
+        digits = sklearn.datasets.load_digits()
+        few = {"images": digits.images[:120], "target": digits.target[:120]}
+        patch.setattr(sklearn.datasets, "load_digits", lambda: SimpleNamespace(**few))
+        for example in EXAMPLES:
+            exec(compile(example, "README.md", "exec"), names)
+        names["checkpoint"] = torch.load("after_task_3.ckpt", weights_only=True)
+    return names
+
+
+def test_there_are_five() -> None:
+    assert len(EXAMPLES) == 5
+
+
+def test_the_stock_classifier_remembers_five_tasks(ran: dict[str, Any]) -> None:
+    (term,) = ran["ewc"].terms
+    assert [entry["task"] for entry in term.operator.provenance.record] == [1, 2, 3, 4, 5]
+    assert set(term.operator.names) == {name for name, _ in ran["classifier"].named_parameters()}
+    assert float(term.operator.trace()) > 0
+
+
+def test_one_fit_holds_five_permutations(ran: dict[str, Any]) -> None:
+    (term,) = ran["intelligence"].terms
+    assert [entry["task"] for entry in term.operator.provenance.record] == [1, 2, 3, 4, 5]
+
+
+def test_the_generator_is_held_and_the_discriminator_is_free(ran: dict[str, Any]) -> None:
+    (term,) = ran["hold_generator"].terms
+    assert {name.split(".")[0] for name in term.operator.names} == {"generator"}
+    assert [entry["task"] for entry in term.operator.provenance.record] == [1, 2, 3]
+
+
+def test_adapters_are_held_and_the_body_has_not_moved(ran: dict[str, Any]) -> None:
+    (term,) = ran["mas"].terms
+    assert {name.split(".")[-1] for name in term.operator.names} == {"down", "up"}
+    assert all(p.grad is None for name, p in ran["adapted"].named_parameters() if ".layer." in name)
+
+
+def test_the_checkpoint_holds_the_rank_that_was_asked_for(ran: dict[str, Any]) -> None:
+    (term,) = ran["rank_one"].terms
+    assert isinstance(term.operator, LowRank)
+    assert term.operator.rank == 2
+    (state,) = [state for key, state in ran["checkpoint"]["callbacks"].items() if key.startswith("EWC")]
+    assert [entry["task"] for entry in state["terms"][0]["provenance"]["record"]] == [1, 2, 3]
