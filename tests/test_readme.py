@@ -1,4 +1,4 @@
-"""The README's examples run as they stand, on fewer digits and batches."""
+"""The README's examples run one after the other, on fewer digits and batches."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def training_batches(trainer: Trainer) -> Iterable[Any]:
     if isinstance(loaders, (dict, list, tuple)):
         loaders = _Combined(CombinedLoader(loaders, trainer.fit_loop._combined_loader._mode))  # type: ignore[union-attr]
     number = trainer.num_training_batches
-    return Limited(loaders, int(number)) if number < float("inf") else loaders
+    return _Limited(loaders, int(number)) if number < float("inf") else loaders
 
 
 def keyed(batches: Iterable[Any]) -> Iterator[KeyedBatch]:
@@ -77,7 +77,7 @@ def joined(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     return torch.cat(images), torch.cat(labels)
 
 
-class Limited(Iterable[Any]):
+class _Limited(Iterable[Any]):
     """The first few batches, each time they are asked for."""
 
     def __init__(self, batches: Iterable[Any], number: int) -> None:

@@ -10,8 +10,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from cl_diffusion.bands import Bands
-from cl_diffusion.fisher.estimator import FisherEstimator, Report, require_samples
+from cl_diffusion.fisher.estimator import FisherEstimator, Report
 from cl_diffusion.fisher.population import Population, Rows, world_size
+from cl_diffusion.fisher.sample_mean import require_samples
 from cl_diffusion.linalg import Operator, total
 
 
@@ -93,7 +94,7 @@ class BandedFisher(FisherEstimator):
 
     @property
     def closed_sums(self) -> bool:  # type: ignore[override]
-        """Whether the bands' estimators have them, and their sum too: all diagonal, or all of low rank."""
+        """Whether the estimators of all bands have them; bands of different kinds have none all the same."""
         return all(estimator.closed_sums for estimator in self.estimators.values())
 
     @override

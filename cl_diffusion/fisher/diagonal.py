@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from typing_extensions import override
 
-from cl_diffusion.fisher.estimator import FisherEstimator, Report, require_samples
+from cl_diffusion.fisher.estimator import FisherEstimator, Report
 from cl_diffusion.fisher.population import Population
+from cl_diffusion.fisher.sample_mean import sample_mean
 from cl_diffusion.fisher.samples import Drawn, Samples
-from cl_diffusion.linalg import Diagonal, Operator, parameters
+from cl_diffusion.linalg import Diagonal, Operator
 
 
 class DiagonalFisher(FisherEstimator):
@@ -29,12 +29,5 @@ class DiagonalFisher(FisherEstimator):
     @override
     def compute(self, population: Population) -> tuple[Operator, Report]:
         samples, report = self.samples(population)
-        squares, count = samples.zeros(), torch.zeros(1, dtype=torch.float64, device=samples.device)
-        for drawn in samples.drawn():
-            parameters.add_mixed_(squares, samples.summed_squares(drawn))
-            count += drawn.num_samples
-        samples.all_reduce({**squares, "count": count})
-        n = float(count)
-        require_samples(n)
-        mean = samples.to_parameters(parameters.scale(squares, 1 / n))
-        return Diagonal(mean), {"samples": n, **report}
+        mean, n = sample_mean(samples, samples.summed_squares)
+        return Diagonal(samples.to_parameters(mean)), {"samples": n, **report}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from fnmatch import fnmatchcase
 from itertools import islice
 from typing import Any, TypedDict, get_args
 
@@ -18,7 +17,7 @@ from cl_diffusion.fisher.residual import RESIDUALS, ResidualName
 from cl_diffusion.fisher.samples import Drawn, Samples
 from cl_diffusion.fisher.undisturbed import undisturbed
 from cl_diffusion.fisher.weighting import Undetermined, Weighting
-from cl_diffusion.linalg import Operator, Provenance
+from cl_diffusion.linalg import Operator, Provenance, parameters
 
 Report = dict[str, Any]
 
@@ -113,9 +112,7 @@ class FisherEstimator(ABC):
 
     def selects(self, name: str) -> bool:
         """Whether a parameter takes part."""
-        return any(fnmatchcase(name, pattern) for pattern in self.include) and not any(
-            fnmatchcase(name, pattern) for pattern in self.exclude
-        )
+        return parameters.fits(name, self.include, self.exclude)
 
     def samples(self, population: Population) -> tuple[Samples, Report]:
         """The samples with this estimator's residual and weights, and what fitting the weights has found."""
@@ -210,9 +207,3 @@ def try_out(
     """
     with undisturbed(model):
         estimator.try_out(Population(model, loss, list(islice(batches, 1)), draw, seed))
-
-
-def require_samples(count: float) -> None:
-    """Refuse an average over nothing."""
-    if count == 0:
-        raise ValueError("batches holds no sample; an importance operator is an average over at least one")

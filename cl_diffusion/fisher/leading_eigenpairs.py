@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack, override
 
-from cl_diffusion.fisher.estimator import FisherEstimator, Report, Settings, require_samples
+from cl_diffusion.fisher.estimator import FisherEstimator, Report, Settings
 from cl_diffusion.fisher.population import Population
+from cl_diffusion.fisher.sample_mean import require_samples
 from cl_diffusion.fisher.samples import Drawn, Samples
 from cl_diffusion.keys import keyed_normal
 from cl_diffusion.linalg import LowRank, Operator, lanczos_eigenpairs, parameters

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from cl_diffusion.fisher.estimator import FisherEstimator, Report, require_samples
+from cl_diffusion.fisher.estimator import FisherEstimator, Report
 from cl_diffusion.fisher.population import Population
+from cl_diffusion.fisher.sample_mean import sample_mean
 from cl_diffusion.fisher.samples import Drawn, Samples
 from cl_diffusion.linalg import Diagonal, Operator, parameters
 
@@ -47,14 +48,8 @@ class OutputSensitivity(FisherEstimator):
     @override
     def compute(self, population: Population) -> tuple[Operator, Report]:
         samples, report = self.samples(population)
-        sums, count = samples.zeros(), torch.zeros(1, dtype=torch.float64, device=samples.device)
-        for drawn in samples.drawn():
-            parameters.add_mixed_(sums, samples.summed_absolute(drawn))
-            count += drawn.num_samples
-        samples.all_reduce({**sums, "count": count})
-        n = float(count)
-        require_samples(n)
-        return Diagonal(samples.to_parameters(parameters.scale(sums, 2 / n))), {"samples": n, **report}
+        mean, n = sample_mean(samples, samples.summed_absolute)
+        return Diagonal(samples.to_parameters(parameters.scale(mean, 2.0))), {"samples": n, **report}
 
 
 class SquaredOutput:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from typing_extensions import override
 
-from cl_diffusion.fisher.estimator import FisherEstimator, Report, require_samples
+from cl_diffusion.fisher.estimator import FisherEstimator, Report
 from cl_diffusion.fisher.population import Population
+from cl_diffusion.fisher.sample_mean import require_samples
 from cl_diffusion.linalg import Diagonal, Operator, parameters
 
 

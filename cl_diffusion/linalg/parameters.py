@@ -99,17 +99,20 @@ def trainable_parameters(module: torch.nn.Module) -> Parameters:
     return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
 
 
+def fits(name: str, include: Sequence[str], exclude: Sequence[str] = ()) -> bool:
+    """Whether a name fits a glob pattern of ``include`` and none of ``exclude``."""
+    return any(fnmatchcase(name, pattern) for pattern in include) and not any(
+        fnmatchcase(name, pattern) for pattern in exclude
+    )
+
+
 def matching(a: Mapping[str, Tensor], include: Sequence[str], exclude: Sequence[str] = ()) -> Parameters:
-    """The entries whose names fit a glob pattern of ``include`` and none of ``exclude``.
+    """The entries whose names fit.
 
     Raises:
         ValueError: none does.
     """
-
-    def fits(name: str, patterns: Sequence[str]) -> bool:
-        return any(fnmatchcase(name, pattern) for pattern in patterns)
-
-    found = {name: tensor for name, tensor in a.items() if fits(name, include) and not fits(name, exclude)}
+    found = {name: tensor for name, tensor in a.items() if fits(name, include, exclude)}
     if not found:
         raise ValueError(
             f"include={list(include)!r}, exclude={list(exclude)!r} select none of {len(a)} trainable parameters "

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from cl_diffusion.linalg.operator_sum import OperatorSum
+from cl_diffusion.linalg.parameters import Parameters
 from cl_diffusion.linalg.quadratic import Quadratic, decayed, merge, truncated
+from cl_diffusion.linalg.sweep import add_gradients_
 
 Memory = Literal["merged", "separate", "online"]
 
@@ -22,7 +24,7 @@ class Penalty:
     F_k)`` at the newest anchor (Schwarz et al. 2018, 1805.06370). Diagonals are always merged: the same gradient, at
     constant cost.
 
-    Terms are kept on the CPU; ``working`` gives them as a step reads them.
+    Terms are kept on the CPU; ``working`` gives them as a step reads them. ``names`` are the parameters that are held.
 
     Args:
         memory: ``"merged"``, ``"separate"`` or ``"online"``.
@@ -45,9 +47,7 @@ class Penalty:
         self.memory = memory
         self.gamma = 1.0 if gamma is None else gamma
         self.max_rank = max_rank
-        self._terms: list[Quadratic] = []
-        self._working: list[Quadratic] | None = None
-        self._bounds: list[tuple[frozenset[str], float]] | None = None
+        self.terms = []
 
     @property
     def terms(self) -> list[Quadratic]:
@@ -56,12 +56,10 @@ class Penalty:
 
     @terms.setter
     def terms(self, terms: Sequence[Quadratic]) -> None:
-        self._terms, self._working, self._bounds = list(terms), None, None
-
-    @property
-    def names(self) -> frozenset[str]:
-        """The parameters that are held."""
-        return frozenset(name for term in self._terms for name in term.operator.names)
+        self._terms = list(terms)
+        self.names = frozenset(name for term in terms for name in term.operator.names)
+        self._working: list[Quadratic] | None = None
+        self._bounds: list[tuple[frozenset[str], float]] | None = None
 
     @property
     def closed(self) -> bool:
@@ -92,6 +90,25 @@ class Penalty:
         if self._working is None or any(t.device != device for term in self._working for t in term.anchor.values()):
             self._working = [term.to(device, dtype) for term in self._terms]
         return self._working
+
+    def add_gradient_(self, gradients: Parameters, theta: Mapping[str, Tensor], factor: float) -> None:
+        """``gradients += factor * gradient(theta)`` in place, for the names that ``gradients`` holds."""
+        if self._terms:
+            add_gradients_(self.working(_any(theta)), gradients, theta, factor)
+
+    @torch.no_grad()
+    def solve_(self, theta: Mapping[str, Tensor], steps: Mapping[str, float]) -> None:
+        """``theta <- argmin_x 1/2 (x - theta)^T D^{-1} (x - theta) + value(x)`` in place, ``D`` of a step a parameter.
+
+        For a penalty that is ``closed``; names without a step stay.
+        """
+        if not self._terms:
+            return
+        (term,) = self.working(_any(theta))
+        known = [name for name in term.operator.names if name in steps]
+        with torch.autocast(_any(theta).device.type, enabled=False):
+            solved = term.prox(theta, steps)
+        torch._foreach_copy_([theta[name] for name in known], [solved[name] for name in known])
 
     def curvature(self, names: frozenset[str]) -> float:
         """A lower bound of the largest eigenvalue of ``sum_k F_k``, restricted to some parameters.
@@ -125,3 +142,7 @@ class Penalty:
                 "start without the checkpoint"
             )
         self.terms = [Quadratic.from_state(each) for each in state["terms"]]
+
+
+def _any(theta: Mapping[str, Tensor]) -> Tensor:
+    return next(iter(theta.values()))

@@ -125,7 +125,7 @@ def merge(terms: Sequence[Quadratic], low_rank: bool = True) -> list[Quadratic]:
     merged = []
     for kind in kinds:
         if alike := [term for term in terms if isinstance(term.operator, kind)]:
-            merged.append(reduce(_added, alike))
+            merged.append(reduce(_summed, alike))
     closed = tuple(member for kind in kinds for member in kind)
     return [*merged, *(term for term in terms if not isinstance(term.operator, closed))]
 
@@ -157,7 +157,7 @@ def truncated(term: Quadratic, rank: int) -> tuple[Quadratic, float]:
     return replace(term, operator=operator, slope=slope), dropped
 
 
-def _added(old: Quadratic, new: Quadratic) -> Quadratic:
+def _summed(old: Quadratic, new: Quadratic) -> Quadratic:
     """``old + new``, expanded about the anchor of ``new``; a diagonal sum in float64, with its square completed."""
     old, new = _doubled(old), _doubled(new)
     anchor = {**old.anchor, **new.anchor}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from typing import Any
 
@@ -11,9 +12,9 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 
 from cl_diffusion.callbacks import EWC, L2SP, MAS, L2Init, Regularizer, SynapticIntelligence
-from cl_diffusion.callbacks.regularization.stability import stability_limit
+from cl_diffusion.callbacks.regularization.stability import diverging, stability_limit
 from cl_diffusion.fisher import BandedFisher, DiagonalFisher, KroneckerFisher, MeanGradientFisher
-from cl_diffusion.linalg import Operator, parameters
+from cl_diffusion.linalg import Identity, Operator, Penalty, Quadratic, parameters
 from tests.callbacks.stranger import Regression, fit_tasks, loader, trainer, weights
 from tests.callbacks.test_gradient_mode import ManuallyOptimised, doubled
 
@@ -123,6 +124,15 @@ def diverges(model: Regression, strength: float, tasks: tuple[int, ...] = (0, 1)
     return sum("diverges on a quadratic" in str(w.message) for w in caught) == 1
 
 
+def test_weight_decay_counts_as_curvature() -> None:
+    x = torch.nn.Parameter(torch.zeros(1))
+    penalty = Penalty()
+    penalty.remember(Quadratic(Identity({"x": x.detach()}), {"x": x.detach()}))
+    for decay, diverges_there in ((0.0, False), (0.2, True)):
+        optimizer = torch.optim.SGD([x], lr=1.0, weight_decay=decay)
+        assert (diverging(optimizer, {"x": x}, penalty, 1.9) is not None) == diverges_there
+
+
 def test_the_warning_comes_once_and_only_where_it_is_true() -> None:
     assert diverges(Regression(), 1e4)
     assert not diverges(Regression(), 1.0)
@@ -196,3 +206,18 @@ def test_what_has_no_closed_resolvent_is_refused_and_why() -> None:
         fit_tasks(Regression(), *two)
     with pytest.raises(ValueError, match="mode='newton'; expected one of 'gradient', 'proximal'"):
         EWC(DiagonalFisher(), mode="newton")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("failing", [False, True])
+def test_no_hook_is_left_behind(failing: bool) -> None:
+    class Failing(Regression):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            if failing and batch_idx == 1:
+                raise RuntimeError("stop")
+            assert self.optimizers().optimizer._optimizer_step_post_hooks
+            return super().training_step(batch, batch_idx)
+
+    fitting = trainer(EWC(DiagonalFisher(), 1.0, mode="proximal"))
+    with pytest.raises(RuntimeError, match="stop") if failing else contextlib.nullcontext():
+        fitting.fit(Failing(), loader(0))
+    assert not any(optimizer._optimizer_step_post_hooks for optimizer in fitting.optimizers)

@@ -83,3 +83,5 @@ def test_switched_off_it_minds_no_strategy() -> None:
     fitting = trainer()
     fitting._accelerator_connector.strategy = ModelParallelStrategy()
     EWC(DiagonalFisher(), 0.0).setup(fitting, Regression(), "fit")
+    with pytest.raises(ValueError, match="shards the parameters"):
+        EWC(DiagonalFisher(), 1e-9).setup(fitting, Regression(), "fit")

@@ -136,7 +136,18 @@ def test_a_loss_that_draws_for_itself_draws_the_same_in_every_pass() -> None:
     def noisy(model: nn.Module, batch: Tensor) -> Tensor:
         return model(batch + 0.1 * torch.rand_like(batch)).sum()
 
-    estimate(LeadingEigenpairsFisher(rank=2), model, OneByOne(noisy), [x])  # refuses draws that change
+    generator = torch.Generator().manual_seed(0)
+
+    def changing(model: nn.Module, batch: Tensor) -> Tensor:
+        noise = torch.rand(batch.shape, dtype=batch.dtype, generator=generator)
+        return model(batch + 0.1 * noise).sum()
+
+    first, second = (estimate(LeadingEigenpairsFisher(rank=2), model, OneByOne(noisy), [x]) for _ in range(2))
+    assert torch.equal(first.trace(), second.trace())
+    quiet = estimate(LeadingEigenpairsFisher(rank=2), model, OneByOne(lambda model, x: model(x).sum()), [x])
+    assert not torch.allclose(first.trace(), quiet.trace())
+    with pytest.raises(ValueError, match="changes from pass to pass"):
+        estimate(LeadingEigenpairsFisher(rank=2), model, OneByOne(changing), [x])
 
 
 @pytest.mark.parametrize("result", [None, torch.zeros(2), {"loss": torch.zeros(())}])

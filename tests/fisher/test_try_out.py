@@ -60,8 +60,12 @@ def test_two_samples_are_enough_and_nothing_is_disturbed(estimator: FisherEstima
 
 
 def test_residuals_that_are_all_zero_in_a_few_samples_are_no_reason() -> None:
+    """Others may have some: a trial lets them pass, an estimate over nothing else does not."""
     model, (x, _) = problem("mlp")
-    try_out(DiagonalFisher(weighting=OutputNormalized(kappa=0.1)), model, LOSS, [(x, model(x).detach())])
+    estimator, exact = DiagonalFisher(weighting=OutputNormalized(kappa=0.1)), [(x, model(x).detach())]
+    try_out(estimator, model, LOSS, exact)
+    with pytest.raises(ValueError, match="every residual is exactly zero"):
+        estimate(estimator, model, LOSS, exact)
 
 
 def test_the_first_batch_is_all_that_is_looked_at() -> None:

@@ -276,3 +276,45 @@ def test_a_penalty_survives_a_weights_only_checkpoint_bit_for_bit(memory: Memory
 def test_settings_that_do_not_go_together_are_refused(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Penalty(**arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("kind", "tasks"), [("low rank", 2), ("kronecker", 1)])
+def test_autocast_around_a_step_changes_nothing(kind: str, tasks: int) -> None:
+    """A manual optimisation steps inside the forward's autocast."""
+    penalty = Penalty()
+    for seed in range(tasks):
+        penalty.remember(Quadratic(OPERATORS[kind](seed, torch.float32), vector(seed + 50, dtype=torch.float32)))
+    found = []
+    for enabled in (False, True):
+        theta = vector(9, dtype=torch.float32)
+        gradients = {name: torch.zeros_like(t) for name, t in theta.items()}
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            penalty.add_gradient_(gradients, theta, 2.0)
+            penalty.solve_(theta, dict.fromkeys(LIKE, 0.5))
+        found.append(torch.cat([parameters.flatten(gradients), parameters.flatten(theta)]))
+    assert torch.equal(*found)
+
+
+def test_solving_moves_those_with_a_step_and_no_others() -> None:
+    penalty = Penalty()
+    penalty.remember(Quadratic(diagonal(1), vector(2)))
+    theta = vector(9)
+    penalty.solve_(theta, {"b": 1e12})
+    assert torch.equal(theta["a.weight"], vector(9)["a.weight"])
+    torch.testing.assert_close(theta["b"], vector(2)["b"])
+
+
+def test_directions_that_are_rounding_do_not_move_the_weights() -> None:
+    columns = {"a": torch.eye(3)[:2]}
+    operator = LowRank(columns, torch.tensor([1.0, 1e-9]))
+    moved = operator.damped_inverse({"a": torch.tensor([1.0, 1.0, 1.0])}, 1e12)["a"]
+    torch.testing.assert_close(moved, torch.tensor([1.0, 0.0, 0.0]))
+
+
+def test_what_is_known_of_the_curvature_follows_the_terms() -> None:
+    penalty = Penalty()
+    seen = []
+    for seed in range(2):
+        penalty.remember(Quadratic(Identity(LIKE), vector(seed)))
+        seen.append(penalty.curvature(penalty.names))
+    assert seen == [1.0, 2.0]

@@ -9,13 +9,9 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
-from cl_diffusion.callbacks.batches import Limited, TransferredBatches
+from cl_diffusion.callbacks.batches import TransferredBatches
 from cl_diffusion.callbacks.regularization.regularizer import Regularizer
-from cl_diffusion.callbacks.regularization.sample_gradients import (
-    estimate_on_task,
-    sample_loss,
-    undisturbed,
-)
+from cl_diffusion.callbacks.regularization.sample_gradients import estimate_on_task, sample_loss, unrecorded
 from cl_diffusion.callbacks.task import task_stream
 from cl_diffusion.fisher import FisherEstimator, OneByOne, try_out
 from cl_diffusion.fisher.gradient import Loss
@@ -77,8 +73,8 @@ class EstimatedImportance(Regularizer):
             _warn_of_the_cost(trainer, pl_module)
         batches: Iterable[Any] = [batch]
         if stream is not None and self._running is not None:  # what a step sees may hold replay too
-            batches = TransferredBatches(trainer, Limited(stream.importance_dataloader(self._running), 1))
-        with undisturbed(pl_module):
+            batches = TransferredBatches(trainer, stream.importance_dataloader(self._running))
+        with unrecorded(pl_module):
             try_out(self.estimator, pl_module, loss, batches, draw=getattr(pl_module, "draw", None), seed=self.seed)
 
     @override

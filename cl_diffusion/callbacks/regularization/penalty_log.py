@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from lightning.pytorch import Trainer
@@ -10,28 +10,28 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from cl_diffusion.callbacks.regularization.optimizer_step import OptimizerStep
-from cl_diffusion.linalg import Operator, Quadratic, add_gradients_, parameters
+from cl_diffusion.linalg import Operator, Penalty, parameters
 
 
 @torch.no_grad()
-def step_figures(terms: Sequence[Quadratic], step: OptimizerStep, strength: float) -> dict[str, Tensor]:
+def step_figures(penalty: Penalty, step: OptimizerStep, strength: float) -> dict[str, Tensor]:
     """Penalty, displacements, and how the penalty's gradient compares with the task's over this optimizer's parameters.
 
     ``penalty``: ``lambda`` times the sum of the terms. ``gradient_ratio``: norm of the penalty's gradient over norm of
     the task's. ``cosine`` between the two. ``displacement``: ``|theta - anchor|``, one for each anchor that is kept.
     The task's gradient is the accumulated one, unscaled and not clipped.
     """
-    penalty = torch.stack([term.value(step.weights) for term in terms]).sum()
-    figures = {"strength": torch.tensor(strength), "penalty": strength * penalty}
+    terms = penalty.working(step.like)
+    value = torch.stack([term.value(step.weights) for term in terms]).sum()
+    figures = {"strength": torch.tensor(strength), "penalty": strength * value}
     for position, term in enumerate(terms):
         suffix = f"_{position + 1}" if len(terms) > 1 else ""
         figures[f"displacement{suffix}"] = parameters.norm(term.displacement(step.weights))
     task = step.gradients
-    known = {name for term in terms for name in term.operator.names}
-    own = {name: torch.zeros_like(step.weights[name]) for name in step.trained if name in known}
+    own = {name: torch.zeros_like(step.weights[name]) for name in step.trained if name in penalty.names}
     if not own:
         return figures
-    add_gradients_(terms, own, step.weights, strength)
+    penalty.add_gradient_(own, step.weights, strength)
     both = [name for name in own if name in task]
     task_norm, own_norm = parameters.norm(task) / step.scale, parameters.norm(own)
     along = parameters.inner(parameters.select(task, both), parameters.select(own, both)) / step.scale if both else 0.0

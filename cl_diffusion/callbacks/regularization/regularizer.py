@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Any, Literal, get_args
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
@@ -22,7 +21,7 @@ from cl_diffusion.callbacks.regularization.sample_gradients import estimate_on_t
 from cl_diffusion.callbacks.regularization.stability import diverging
 from cl_diffusion.callbacks.regularization.strength import Strength, as_strength
 from cl_diffusion.callbacks.task import TaskCallback
-from cl_diffusion.linalg import Memory, Operator, Parameters, Penalty, Provenance, Quadratic, add_gradients_, parameters
+from cl_diffusion.linalg import Memory, Operator, Parameters, Penalty, Quadratic, parameters
 
 Mode = Literal["gradient", "proximal"]
 
@@ -121,7 +120,7 @@ class Regularizer(TaskCallback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        if self in _active(trainer)[:1]:
+        if self._acts_for_all(trainer):
             self._handles = [opt.register_step_post_hook(self._after_step(trainer)) for opt in trainer.optimizers]
 
     @override
@@ -142,7 +141,9 @@ class Regularizer(TaskCallback):
         anchor: Parameters | None = None,
     ) -> None:
         """Hold the weights by ``operator``, beside what is held already; at ``anchor``, or where they are now."""
-        operator, figures = self._matched(trainer, pl_module, operator, task)
+        operator, figures = self.strength.matched(
+            operator, lambda other: float(estimate_on_task(trainer, pl_module, other, task, label="Trace").trace())
+        )
         weights = parameters.trainable_parameters(pl_module) if anchor is None else anchor
         kept = parameters.clone(parameters.select(weights, operator.names))
         dropped = self.penalty.remember(Quadratic(operator, kept))
@@ -155,9 +156,9 @@ class Regularizer(TaskCallback):
 
     @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        if not self._acts_for_all(trainer):
+            return
         active = _active(trainer)
-        if self not in active[:1]:
-            return  # the first acts for all, so that each sees the task's gradient without any penalty
         step = OptimizerStep(trainer, pl_module, optimizer)
         self._current = step if step.has_gradient else None
         if self._current is None:
@@ -187,32 +188,30 @@ class Regularizer(TaskCallback):
         super().load_state_dict(state_dict)
         for state in state_dict["terms"]:
             found = state["provenance"]["identity"].get("scale")
-            if found != self._scale.get("scale"):
+            if found != self.strength.scale.get("scale"):
                 raise ValueError(
                     f"strength: the checkpoint's importance of {self.name!r} is scaled to {found or 'nothing'}, this "
-                    f"one's to {self._scale.get('scale', 'nothing')}; use the strength of that checkpoint"
+                    f"one's to {self.strength.scale.get('scale', 'nothing')}; use the strength of that checkpoint"
                 )
         self.penalty.load_state(state_dict)
         self._steps = state_dict["steps"]
+
+    def _acts_for_all(self, trainer: Trainer) -> bool:
+        """The first regulariser does: so each sees the task's gradient before any penalty is added."""
+        return next(iter(_active(trainer)), None) is self
 
     def _add_gradient(self, step: OptimizerStep) -> None:
         strength = self._next_strength()
         if not self.terms or strength == 0:
             return
         self._warn_if_diverging(step, strength)
-        gradients = step.gradients_for(self.penalty.names)
-        add_gradients_(self.penalty.working(step.like), gradients, step.weights, strength * step.scale)
+        self.penalty.add_gradient_(step.gradients_for(self.penalty.names), step.weights, strength * step.scale)
 
-    @torch.no_grad()
     def _solve(self, step: OptimizerStep) -> None:
         strength = self._next_strength()
         if not self.terms or strength == 0:
             return
-        (term,) = self.penalty.working(step.like)
-        known = [name for name in term.operator.names if name in step.trained]
-        with torch.autocast(step.like.device.type, enabled=False):
-            solved = term.prox(step.weights, {name: strength * step.rates[name] for name in known})
-        torch._foreach_copy_([step.weights[name] for name in known], [solved[name] for name in known])
+        self.penalty.solve_(step.weights, {name: strength * rate for name, rate in step.rates.items()})
 
     def _next_strength(self) -> float:
         self._steps += 1
@@ -241,33 +240,10 @@ class Regularizer(TaskCallback):
                 "strength, or a smaller strength or learning rate"
             )
 
-    def _matched(
-        self, trainer: Trainer, pl_module: LightningModule, operator: Operator, task: int
-    ) -> tuple[Operator, dict[str, float]]:
-        """The operator scaled to the reference's trace, where the strength has one, and what lambda comes to."""
-        reference = self.strength.reference
-        if reference is None:
-            return operator, {"strength": self.strength.final}
-        identity, trace = operator.provenance.identity, float(operator.trace())
-        if all(identity.get(field) == value for field, value in reference.identity().items()):
-            target = trace
-        else:
-            target = float(estimate_on_task(trainer, pl_module, reference, task, label="Trace").trace())
-        factor = target / trace if trace > 0 else 1.0
-        scaled = operator.scaled(factor)
-        scaled.provenance = Provenance({**identity, **self._scale}, operator.provenance.record)
-        return scaled, {"strength": self.strength.final * factor, "loss_trace": target}
-
-    @property
-    def _scale(self) -> dict[str, str]:
-        """What importances are scaled to, as a field of their identity: two scales do not add up."""
-        reference = self.strength.reference
-        return {} if reference is None else {"scale": f"trace of {reference.name}, {reference.residual.name}"}
-
     def _log(self, trainer: Trainer, pl_module: LightningModule, step: OptimizerStep) -> None:
         if not self.terms or not trainer._logger_connector.should_update_logs:
             return
-        figures = step_figures(self.penalty.working(step.like), step, self.strength.at(self._steps))
+        figures = step_figures(self.penalty, step, self.strength.at(self._steps))
         for key, value in figures.items():
             pl_module.log(f"{self.name}/{key}", value, on_step=True, on_epoch=False, batch_size=1)
 

@@ -63,11 +63,10 @@ def estimate_on_task(
     *,
     seed: int = 0,
     label: str = "Fisher",
-    record: Mapping[str, Any] | None = None,
 ) -> Operator:
-    """The estimate on the task's own training samples, at the current weights; the module is left as found."""
+    """The estimate on the task's own training samples, at the current weights."""
     batches = track(trainer, task_batches(trainer, task), f"{label} of task {task + 1}")
-    with undisturbed(module):
+    with unrecorded(module):
         return estimate(
             estimator,
             module,
@@ -76,13 +75,16 @@ def estimate_on_task(
             draw=getattr(module, "draw", None),
             seed=seed,
             identity=getattr(module, "loss_identity", None),
-            record={"task": task + 1, **(record or {})},
+            record={"task": task + 1},
         )
 
 
 @contextmanager
-def undisturbed(module: LightningModule) -> Iterator[None]:
-    """Losses computed inside log nothing, and leave the module's metrics and buffers as they were."""
+def unrecorded(module: LightningModule) -> Iterator[None]:
+    """Losses computed inside log nothing, and leave the module's metrics and buffers as they were.
+
+    Whatever else a ``training_step`` changes by itself stays changed: parameters, lists that it fills, its logger.
+    """
     buffers = {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
     metrics = [(parent, name, child) for parent in module.modules() for name, child in parent.named_children()]
     own = [(parent, name, child) for parent, name, child in metrics if isinstance(child, Metric)]

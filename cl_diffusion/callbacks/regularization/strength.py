@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Literal
 
 from typing_extensions import override
 
 from cl_diffusion.fisher import DiagonalFisher, FisherEstimator
+from cl_diffusion.linalg import Operator, Provenance
 
 
 class Strength(ABC):
@@ -27,6 +29,30 @@ class Strength(ABC):
     def reference(self) -> FisherEstimator | None:
         """The estimator whose trace each importance is scaled to have; None leaves importances as they are."""
         return None
+
+    @property
+    def scale(self) -> dict[str, str]:
+        """What importances are scaled to, as a field of their identity: two scales do not add up."""
+        reference = self.reference
+        return {} if reference is None else {"scale": f"trace of {reference.name}, {reference.residual.name}"}
+
+    def matched(
+        self, operator: Operator, trace_of: Callable[[FisherEstimator], float]
+    ) -> tuple[Operator, dict[str, float]]:
+        """The operator at its scale, and what ``lambda`` comes to on the operator as it was.
+
+        ``trace_of`` estimates the reference's trace; it is not asked where the operator is that estimate itself.
+        """
+        reference = self.reference
+        if reference is None:
+            return operator, {"strength": self.final}
+        identity, trace = operator.provenance.identity, float(operator.trace())
+        own = all(identity.get(field) == value for field, value in reference.identity().items())
+        target = trace if own else trace_of(reference)
+        factor = target / trace if trace > 0 else 1.0
+        scaled = operator.scaled(factor)
+        scaled.provenance = Provenance({**identity, **self.scale}, operator.provenance.record)
+        return scaled, {"strength": self.final * factor, "loss_trace": target}
 
 
 class Constant(Strength):
