@@ -17,11 +17,12 @@ class TaskCallback(Callback):
     what callbacks keep of it. The clock, first of these that applies:
 
     1. the data module is a ``TaskStream``: it says which epoch belongs to which task;
-    2. ``epochs_per_task=N``: every N epochs are a task;
+    2. ``epochs_per_task=N``: every N epochs are a task, counted on from one ``fit`` to the next;
     3. every ``fit`` call is a task.
 
-    ``end_task(trainer)`` ends the running task at once, whatever the clock. A boundary that a checkpoint on the last
-    batch of an epoch would lose is made up before training goes on. Tasks are counted from 0.
+    ``end_task(trainer)`` ends the running task at once, whatever the clock, and without a stream the next batch is the
+    next task's. A boundary that a checkpoint on the last batch of an epoch would lose is made up before training goes
+    on. Tasks are counted from 0.
 
     Args:
         epochs_per_task: the length of a task, in a project whose data module knows nothing of tasks.
@@ -31,12 +32,13 @@ class TaskCallback(Callback):
     """
 
     def __init__(self, epochs_per_task: int | None = None) -> None:
-        if epochs_per_task is not None and epochs_per_task < 1:
+        if epochs_per_task is not None and (not isinstance(epochs_per_task, int) or epochs_per_task < 1):
             raise ValueError(f"epochs_per_task={epochs_per_task!r}; expected a positive number of epochs, or None")
         self.epochs_per_task = epochs_per_task
         self._running: int | None = None
-        self._started_at = 0
         self._ended = 0
+        self._epochs = 0  # of the running task, that have ended
+        self._epoch: int | None = None  # that has begun and not ended, as the Trainer numbers it
 
     def on_task_start(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         """Before the first epoch of the task."""
@@ -45,14 +47,15 @@ class TaskCallback(Callback):
         """After the last epoch of the task, before checkpoints are written."""
 
     def end_task(self, trainer: Trainer) -> None:
-        """End the running task now.
+        """End the running task now; one that has just ended, by whatever clock, is not ended again.
 
         Raises:
-            RuntimeError: no task is running.
+            RuntimeError: the trainer does not fit.
         """
-        if self._running is None:
+        if self._running is not None:
+            self._end(trainer, trainer.lightning_module)
+        elif not trainer.training:
             raise RuntimeError("end_task was called while no task is running; call it during fit")
-        self._end(trainer, trainer.lightning_module)
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -69,27 +72,52 @@ class TaskCallback(Callback):
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._catch_up(trainer, pl_module)
+        self._epoch = trainer.current_epoch
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if self._running is None:  # ended within the epoch
+            self._catch_up(trainer, pl_module)
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._epoch_ended()
         if self._running is not None and self._is_last_epoch(trainer):
             self._end(trainer, pl_module)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._count_a_missed_epoch(trainer)
         every_fit_is_a_task = task_stream(trainer) is None and self.epochs_per_task is None
         if self._running is not None and (every_fit_is_a_task or self._missed_its_end(trainer)):
             self._end(trainer, pl_module)
 
     @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._epoch = None  # it does not go on in another fit
+
+    @override
     def state_dict(self) -> dict[str, Any]:
-        return {"running_task": self._running, "started_at_epoch": self._started_at, "tasks_ended": self._ended}
+        return {
+            "running_task": self._running,
+            "tasks_ended": self._ended,
+            "epochs_of_task": self._epochs,
+            "epoch": self._epoch,
+        }
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._running = state_dict["running_task"]
-        self._started_at = state_dict["started_at_epoch"]
         self._ended = state_dict["tasks_ended"]
+        self._epochs = state_dict["epochs_of_task"]
+        self._epoch = state_dict["epoch"]
+
+    def _epoch_ended(self) -> None:
+        self._epochs, self._epoch = self._epochs + 1, None
+
+    def _count_a_missed_epoch(self, trainer: Trainer) -> None:
+        if self._epoch is not None and self._epoch != trainer.current_epoch:
+            self._epoch_ended()
 
     def _is_last_epoch(self, trainer: Trainer) -> bool:
         epoch = trainer.current_epoch
@@ -97,26 +125,27 @@ class TaskCallback(Callback):
         if stream is not None:
             return stream.task_at(epoch + 1) != stream.task_at(epoch)
         if self.epochs_per_task is not None:
-            return (epoch + 1) % self.epochs_per_task == 0
+            return self._epochs >= self.epochs_per_task
         enough = epoch + 1 >= (trainer.min_epochs or 0) and trainer.global_step >= (trainer.min_steps or 0)
         stopping = trainer.should_stop and enough
         return stopping or epoch + 1 == trainer.max_epochs or trainer.global_step == trainer.max_steps
 
     def _missed_its_end(self, trainer: Trainer) -> bool:
         """Whether another task is trained by now: a checkpoint on an epoch's last batch skips the epoch's end."""
-        epoch, stream, length = trainer.current_epoch, task_stream(trainer), self.epochs_per_task
+        stream = task_stream(trainer)
         if stream is not None:
-            return stream.task_at(epoch) != self._running
-        return length is not None and epoch // length > self._started_at // length
+            return stream.task_at(trainer.current_epoch) != self._running
+        return self.epochs_per_task is not None and self._epochs >= self.epochs_per_task
 
     def _catch_up(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End a task whose end was missed, and start the one that is trained now."""
+        self._count_a_missed_epoch(trainer)
         if self._running is not None and self._missed_its_end(trainer):
             self._end(trainer, pl_module)
         stream = task_stream(trainer)
         task = self._ended if stream is None else stream.task_at(trainer.current_epoch)
         if self._running is None and (stream is None or self._ended <= task < stream.num_tasks):
-            self._running, self._started_at = task, trainer.current_epoch
+            self._running, self._epochs = task, 0
             self.on_task_start(trainer, pl_module, task)
 
     def _end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -84,6 +84,55 @@ def test_end_task_ends_it_now() -> None:
         diary.end_task(trainer())
 
 
+def test_epochs_per_task_counts_on_from_fit_to_fit() -> None:
+    diary = Diary(epochs_per_task=3)
+    for _ in range(3):
+        trainer(diary, max_epochs=2).fit(Regression(), loader(0))
+    assert diary.entries == [("start", 0, 0), ("end", 0, 0), ("start", 1, 1), ("end", 1, 1)]
+
+
+def test_an_epoch_that_was_broken_off_is_not_counted_in_another_fit() -> None:
+    diary = Diary(epochs_per_task=2)
+
+    class Fault(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+            if trainer.global_step == 4:
+                raise RuntimeError("planned")
+
+    with pytest.raises(RuntimeError, match="planned"):
+        trainer(diary, Fault(), max_epochs=3).fit(Regression(), loader(0))
+    trainer(diary, max_epochs=1).fit(Regression(), loader(0))
+    assert diary.entries == [("start", 0, 0), ("end", 0, 0)]
+
+
+def test_a_task_that_is_ended_within_an_epoch_leaves_the_rest_of_it_to_the_next() -> None:
+    diary = Diary()
+    batches: list[int | None] = []
+
+    class OwnClock(Callback):
+        def on_train_batch_start(self, *_: Any) -> None:
+            batches.append(diary._running)
+
+        def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+            if trainer.global_step % 2 == 0:
+                diary.end_task(trainer)
+
+    trainer(diary, OwnClock(), max_epochs=2).fit(Regression(), loader(0))
+    assert batches == [0, 0, 1, 1, 2, 2]
+    assert [entry[:2] for entry in diary.entries] == [(hook, t) for t in range(3) for hook in ("start", "end")]
+
+
+def test_end_task_where_the_clock_has_just_ended_it_ends_nothing_more() -> None:
+    diary = Diary()
+
+    class OwnClock(Regression):
+        def on_train_epoch_end(self) -> None:
+            diary.end_task(self.trainer)
+
+    trainer(diary, max_epochs=2).fit(OwnClock(), loader(0))
+    assert [entry[:2] for entry in diary.entries] == [(hook, task) for task in (0, 1) for hook in ("start", "end")]
+
+
 def test_a_stop_that_lightning_does_not_follow_yet_ends_no_task() -> None:
     diary = Diary()
 
@@ -115,7 +164,8 @@ def test_a_task_whose_end_failed_has_not_ended() -> None:
     failing = Failing()
     with pytest.raises(RuntimeError, match="planned"):
         trainer(failing).fit(Regression(), loader(0))
-    assert failing.state_dict() == {"running_task": 0, "started_at_epoch": 0, "tasks_ended": 0}
+    state = failing.state_dict()
+    assert (state["running_task"], state["tasks_ended"]) == (0, 0)
 
 
 def test_an_interrupted_fit_has_not_ended_its_task() -> None:
@@ -152,12 +202,14 @@ def test_a_resumed_fit_has_the_same_boundaries_wherever_it_was_interrupted(steps
     assert diary.entries[2] == ("start", 1, 1)
 
 
-def test_epochs_per_task_makes_up_a_missed_boundary(tmp_path: Path) -> None:
+@pytest.mark.parametrize("epochs_per_task", [1, 2])
+@pytest.mark.parametrize("steps", [3, 4, 6, 9])
+def test_epochs_per_task_makes_up_a_missed_boundary(epochs_per_task: int, steps: int, tmp_path: Path) -> None:
     every = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
-    whole = Remembering(epochs_per_task=1)
-    trainer(whole, every, max_epochs=3, enable_checkpointing=True).fit(Regression(), loader(0))
-    resumed = Remembering(epochs_per_task=1)
-    trainer(resumed, max_epochs=3).fit(Regression(), loader(0), ckpt_path=tmp_path / "step=3.ckpt")
+    whole = Remembering(epochs_per_task=epochs_per_task)
+    trainer(whole, every, max_epochs=4, enable_checkpointing=True).fit(Regression(), loader(0))
+    resumed = Remembering(epochs_per_task=epochs_per_task)
+    trainer(resumed, max_epochs=4).fit(Regression(), loader(0), ckpt_path=tmp_path / f"step={steps}.ckpt")
     assert [entry[:2] for entry in resumed.entries] == [entry[:2] for entry in whole.entries]
 
 
@@ -187,5 +239,6 @@ def test_checkpoints_are_written_at_boundaries_and_every_few_epochs(tmp_path: Pa
 def test_two_clocks_are_refused() -> None:
     with pytest.raises(ValueError, match="epochs_per_task=2 is given to Diary.*Stream already says"):
         trainer(Diary(epochs_per_task=2)).fit(Regression(), datamodule=Stream())
-    with pytest.raises(ValueError, match="epochs_per_task=0"):
-        Diary(epochs_per_task=0)
+    for wrong in (0, 2.5):
+        with pytest.raises(ValueError, match=f"epochs_per_task={wrong}"):
+            Diary(epochs_per_task=wrong)  # type: ignore[arg-type]
