@@ -136,7 +136,7 @@ def measured(
         memories[memory] = Penalty(memory)
         for term in terms:
             memories[memory].remember(term)
-    stepped = {name: penalty.working(next(iter(theta.values()))) for name, penalty in memories.items()}
+    stepped = {name: penalty.working(theta) for name, penalty in memories.items()}
     stepped["separate"] = terms  # which a Penalty does for low ranks, and never for diagonals
     alternatives: dict[str, Callable[[], object]] = {
         name: lambda kept=kept: add_gradients_(kept, gradients, theta, 1e-9) for name, kept in stepped.items()

@@ -13,7 +13,7 @@ from cl_diffusion.bands import Bands
 from cl_diffusion.fisher.estimator import FisherEstimator, Report
 from cl_diffusion.fisher.population import Population, Rows, world_size
 from cl_diffusion.fisher.sample_mean import require_samples
-from cl_diffusion.linalg import Operator, total
+from cl_diffusion.linalg import Operator, OperatorSum, total
 
 
 class BandedFisher(FisherEstimator):
@@ -93,9 +93,10 @@ class BandedFisher(FisherEstimator):
         return {"estimator": self.name, **same, **mixed, "bands": bands, "band_weights": weights}
 
     @property
-    def closed_sums(self) -> bool:  # type: ignore[override]
-        """Whether the estimators of all bands have them; bands of different kinds have none all the same."""
-        return all(estimator.closed_sums for estimator in self.estimators.values())
+    def kind(self) -> str | None:  # type: ignore[override]
+        """That of all its bands; bands of different kinds are a sum of operators."""
+        kinds = {estimator.kind for estimator in self.estimators.values()}
+        return kinds.pop() if len(kinds) == 1 else OperatorSum.kind
 
     @override
     def try_out(self, population: Population) -> None:

@@ -21,6 +21,7 @@ class DiagonalFisher(FisherEstimator):
     """
 
     name = "diagonal"
+    kind = Diagonal.kind
 
     @override
     def try_on(self, samples: Samples, drawn: Drawn) -> None:

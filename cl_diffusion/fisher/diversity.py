@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from cl_diffusion.fisher.samples import Samples
-from cl_diffusion.linalg import Parameters
+from cl_diffusion.linalg import Parameters, parameters
 
 
 def residual_diversity(samples: Samples, kept: int = 64) -> dict[int, float]:
@@ -32,7 +32,7 @@ def residual_diversity(samples: Samples, kept: int = 64) -> dict[int, float]:
     for indices, start, chunk in _unit_gradients(samples):
         overlaps = _products({name: g.to(gradients[name]) for name, g in chunk.items()}, gradients)[:, spanned]
         inside = torch.linalg.solve_triangular(factor, overlaps.T, upper=False).square().sum(0)
-        lengths = torch.stack([g.flatten(1).double().square().sum(1) for g in chunk.values()]).sum(0).cpu()
+        lengths = torch.stack([parameters.flat_rows(g).double().square().sum(1) for g in chunk.values()]).sum(0).cpu()
         rest = (lengths - inside.cpu()).clamp(min=0.0)
         for row, index in enumerate(indices[start : start + len(rest)].tolist()):
             table[index] = float(own[order[index]]) if index in order else float(rest[row])
@@ -52,7 +52,7 @@ def _unit_gradients(samples: Samples):  # type: ignore[no-untyped-def]
     for drawn in samples.drawn():
         start = 0
         for chunk in samples.per_sample(drawn):
-            squares = torch.stack([g.flatten(1).double().square().sum(1) for g in chunk.values()]).sum(0)
+            squares = torch.stack([parameters.flat_rows(g).double().square().sum(1) for g in chunk.values()]).sum(0)
             scale = torch.where(squares > 0, squares.rsqrt(), 0.0)
             size = len(scale)
             yield drawn.indices, start, {n: g * scale.to(g).view(-1, *[1] * (g.ndim - 1)) for n, g in chunk.items()}
@@ -61,7 +61,7 @@ def _unit_gradients(samples: Samples):  # type: ignore[no-untyped-def]
 
 def _products(a: Parameters, b: Parameters) -> Tensor:
     """All inner products, float64."""
-    return torch.stack([(x.flatten(1) @ b[name].flatten(1).T).double() for name, x in a.items()]).sum(0)
+    return torch.stack([(parameters.flat_rows(x) @ parameters.flat_rows(b[name]).T).double() for name, x in a.items()]).sum(0)
 
 
 def _triangular(gram: Tensor) -> tuple[Tensor, list[int], Tensor]:

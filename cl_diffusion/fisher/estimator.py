@@ -55,8 +55,8 @@ class FisherEstimator(ABC):
         ValueError: unknown residual, or one that the weighting does not go with.
     """
 
-    closed_sums: bool = True
-    """Whether sums of its operators over tasks have a resolvent in closed form."""
+    kind: str | None = None
+    """The ``kind`` of its operators, where that is known before one is computed."""
     compares_passes: bool = False
     """Whether it passes over the samples several times and a loss must be the same in each."""
 
@@ -106,7 +106,7 @@ class FisherEstimator(ABC):
 
     def identity(self) -> dict[str, str]:
         """What makes two estimates comparable: estimator, residual, weighting and whatever else defines the matrix."""
-        selected = {} if (self.include, self.exclude) == (("*",), ()) else {"parameters": self._described_selection()}
+        selected = parameters.described_selection(self.include, self.exclude)
         weighting = "none" if self.weighting is None else self.weighting.describe()
         return {"estimator": self.name, "residual": self.residual.name, "weighting": weighting, **selected}
 
@@ -140,9 +140,6 @@ class FisherEstimator(ABC):
 
     def _unweighted(self, population: Population) -> Samples:
         return Samples(population, self.residual, self.selects, self.dtype, self.offload)
-
-    def _described_selection(self) -> str:
-        return ", ".join(self.include) + (f" but not {', '.join(self.exclude)}" if self.exclude else "")
 
 
 def estimate(

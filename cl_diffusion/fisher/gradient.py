@@ -246,7 +246,7 @@ class _Losses(nn.Module):
 
 def _dots(gradients: Parameters, direction: Parameters) -> Tensor:
     """``g_i^T v`` of gradients on a leading axis, float64."""
-    dots = [g.flatten(1) @ direction[name].reshape(-1) for name, g in gradients.items()]
+    dots = [parameters.flat_rows(g) @ direction[name].reshape(-1) for name, g in gradients.items()]
     return torch.stack(dots).sum(0, dtype=torch.float64)
 
 

@@ -44,7 +44,7 @@ class KroneckerFisher(FisherEstimator):
         **settings: of ``FisherEstimator``.
     """
 
-    closed_sums = False
+    kind = BlockDiagonal.kind
 
     def __init__(self, corrected: bool = False, **settings: Unpack[Settings]) -> None:
         super().__init__(**settings)

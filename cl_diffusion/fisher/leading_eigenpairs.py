@@ -38,6 +38,7 @@ class LeadingEigenpairsFisher(FisherEstimator):
         ValueError: ``rank``, ``tolerance`` or ``max_steps`` leaves nothing to find, or all gradients are zero.
     """
 
+    kind = LowRank.kind
     compares_passes = True
 
     def __init__(

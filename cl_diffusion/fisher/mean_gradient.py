@@ -45,6 +45,8 @@ class MeanGradientFisher(FisherEstimator):
         ValueError: unknown coefficient, a fraction outside (0, 1], or a residual whose mean gradient is zero.
     """
 
+    kind = LowRank.kind
+
     def __init__(
         self,
         coefficient: Coefficient = "optimal",

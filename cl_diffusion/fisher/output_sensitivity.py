@@ -31,6 +31,7 @@ class OutputSensitivity(FisherEstimator):
     """
 
     name = "output sensitivity"
+    kind = Diagonal.kind
 
     def __init__(
         self,

@@ -15,7 +15,7 @@ from cl_diffusion.fisher.population import Population, Rows, regrouped, select, 
 from cl_diffusion.fisher.residual import Expectation, Residual
 from cl_diffusion.fisher.sample_loss import Inputs, SampleLoss, SampleWeights, Terms
 from cl_diffusion.keys import derive_keys
-from cl_diffusion.linalg import Parameters
+from cl_diffusion.linalg import Parameters, parameters
 
 Importance = Mapping[int, float]
 Gathered = TypeVar("Gathered")
@@ -240,7 +240,7 @@ class Samples:
             return vector
         position = 0
         for gradients in self.per_sample(drawn):
-            finite = {name: g.flatten(1).isfinite().all(1) for name, g in gradients.items()}
+            finite = {name: parameters.flat_rows(g).isfinite().all(1) for name, g in gradients.items()}
             bad = ~torch.stack(list(finite.values())).all(0)
             if bad.any():
                 row = int(bad.nonzero()[0, 0])

@@ -24,6 +24,7 @@ class SketchedDiagonalFisher(FisherEstimator):
     """
 
     name = "sketched diagonal"
+    kind = Diagonal.kind
 
     @override
     def compute(self, population: Population) -> tuple[Operator, Report]:

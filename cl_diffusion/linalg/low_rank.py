@@ -21,7 +21,8 @@ class LowRank(Operator):
     Args:
         vectors: the ``v_j`` stacked on a leading axis: shapes ``(k, *parameter shape)``. They need be neither
             orthogonal nor of unit length: the operator is brought to its eigenbasis, where the resolvent is closed
-            (stacked columns of several tasks are not orthonormal, and treating them so is 30% wrong).
+            (stacked columns of several tasks are not orthonormal, and treating them so is 30% wrong). Columns are kept
+            in single precision at least: in half, orthonormal ones are not told from others.
         values: the ``s_j``, shape ``(k,)``, finite and >= 0.
         provenance: what the operator is an estimate of.
 
@@ -39,7 +40,7 @@ class LowRank(Operator):
                 raise ValueError(
                     f"vectors[{name!r}] has shape {tuple(columns.shape)}; expected a leading axis of k={len(values)}"
                 )
-        self.vectors, self.values = _eigenbasis(dict(vectors), values.double())
+        self.vectors, self.values = _eigenbasis(_widened(vectors), values.double())
         self.provenance = provenance or Provenance()
 
     @property
@@ -125,7 +126,8 @@ class LowRank(Operator):
     def _coordinates(self, vector: Mapping[str, Tensor]) -> Tensor:
         """``U^T v``: float64 ``(k,)``."""
         selected = parameters.select(vector, self.vectors)
-        parts = [columns.flatten(1) @ selected[name].reshape(-1) for name, columns in self.vectors.items()]
+        flat = {name: parameters.flat_rows(columns) for name, columns in self.vectors.items()}
+        parts = [rows @ selected[name].reshape(-1).to(rows.dtype) for name, rows in flat.items()]
         return torch.stack(parts).sum(0, dtype=torch.float64)
 
     def _expand(self, coordinates: Tensor) -> Parameters:
@@ -134,6 +136,10 @@ class LowRank(Operator):
             name: torch.tensordot(coordinates.to(columns.dtype), columns, dims=1)
             for name, columns in self.vectors.items()
         }
+
+
+def _widened(vectors: Mapping[str, Tensor]) -> Parameters:
+    return {name: columns.to(torch.promote_types(columns.dtype, torch.float32)) for name, columns in vectors.items()}
 
 
 def _eigenbasis(vectors: Parameters, values: Tensor) -> tuple[Parameters, Tensor]:
@@ -158,7 +164,7 @@ def _orthonormal(vectors: Parameters) -> bool:
 
 def _gram(vectors: Parameters, steps: Mapping[str, float] | None = None) -> Tensor:
     """``V^T V``, or ``V^T D V`` with a step a parameter: float64 ``(k, k)``."""
-    flat = {name: columns.flatten(1).double() for name, columns in vectors.items()}
+    flat = {name: parameters.flat_rows(columns).double() for name, columns in vectors.items()}
     weights = dict.fromkeys(flat, 1.0) if steps is None else steps
     return torch.stack([weights[name] * (columns @ columns.T) for name, columns in flat.items()]).sum(0)
 

@@ -94,6 +94,11 @@ def unflatten(vector: Tensor, like: Mapping[str, Tensor]) -> Parameters:
     return {name: part.view(tensor.shape) for (name, tensor), part in zip(like.items(), parts, strict=True)}
 
 
+def flat_rows(stacked: Tensor) -> Tensor:
+    """Several of one parameter, ``(k, *shape)``, as ``(k, entries)``: also where the shape has no axis, or ``k`` is 0."""
+    return stacked.reshape(len(stacked), stacked.shape[1:].numel())
+
+
 def trainable_parameters(module: torch.nn.Module) -> Parameters:
     """The module's parameters that require a gradient, by name; tied parameters once, under their first name."""
     return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
@@ -104,6 +109,13 @@ def fits(name: str, include: Sequence[str], exclude: Sequence[str] = ()) -> bool
     return any(fnmatchcase(name, pattern) for pattern in include) and not any(
         fnmatchcase(name, pattern) for pattern in exclude
     )
+
+
+def described_selection(include: Sequence[str], exclude: Sequence[str]) -> dict[str, str]:
+    """A selection as a field of an identity; none where everything is selected."""
+    if (tuple(include), tuple(exclude)) == (("*",), ()):
+        return {}
+    return {"parameters": ", ".join(include) + (f" but not {', '.join(exclude)}" if exclude else "")}
 
 
 def matching(a: Mapping[str, Tensor], include: Sequence[str], exclude: Sequence[str] = ()) -> Parameters:

@@ -8,7 +8,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from cl_diffusion.linalg.operator_sum import OperatorSum
+from cl_diffusion.linalg.low_rank import LowRank
+from cl_diffusion.linalg.operator_sum import OperatorSum, total
 from cl_diffusion.linalg.parameters import Parameters
 from cl_diffusion.linalg.quadratic import Quadratic, decayed, merge, truncated
 from cl_diffusion.linalg.sweep import add_gradients_
@@ -58,7 +59,7 @@ class Penalty:
     def terms(self, terms: Sequence[Quadratic]) -> None:
         self._terms = list(terms)
         self.names = frozenset(name for term in terms for name in term.operator.names)
-        self._working: list[Quadratic] | None = None
+        self._read: tuple[Any, list[Quadratic]] | None = None
         self._bounds: list[tuple[frozenset[str], float]] | None = None
 
     @property
@@ -84,17 +85,17 @@ class Penalty:
         self.terms = [kept for kept, _ in cut]
         return sum(trace for _, trace in cut)
 
-    def working(self, like: Tensor) -> list[Quadratic]:
-        """The terms on the device of ``like``, diagonals in its precision (single at least)."""
-        device, dtype = like.device, torch.promote_types(like.dtype, torch.float32)
-        if self._working is None or any(t.device != device for term in self._working for t in term.anchor.values()):
-            self._working = [term.to(device, dtype) for term in self._terms]
-        return self._working
+    def working(self, theta: Mapping[str, Tensor]) -> list[Quadratic]:
+        """The terms as a step of ``theta`` reads them: on its device, diagonals in its precision (single at least)."""
+        found = [(theta[name].device, theta[name].dtype) for name in self.names]
+        if self._read is None or self._read[0] != found:
+            self._read = found, [term.read_by(theta) for term in self._terms]
+        return self._read[1]
 
     def add_gradient_(self, gradients: Parameters, theta: Mapping[str, Tensor], factor: float) -> None:
         """``gradients += factor * gradient(theta)`` in place, for the names that ``gradients`` holds."""
         if self._terms:
-            add_gradients_(self.working(_any(theta)), gradients, theta, factor)
+            add_gradients_(self.working(theta), gradients, theta, factor)
 
     @torch.no_grad()
     def solve_(self, theta: Mapping[str, Tensor], steps: Mapping[str, float]) -> None:
@@ -104,17 +105,17 @@ class Penalty:
         """
         if not self._terms:
             return
-        (term,) = self.working(_any(theta))
+        (term,) = self.working(theta)
         known = [name for name in term.operator.names if name in steps]
-        with torch.autocast(_any(theta).device.type, enabled=False):
+        with torch.autocast(theta[term.operator.names[0]].device.type, enabled=False):
             solved = term.prox(theta, steps)
         torch._foreach_copy_([theta[name] for name in known], [solved[name] for name in known])
 
     def curvature(self, names: frozenset[str]) -> float:
         """A lower bound of the largest eigenvalue of ``sum_k F_k``, restricted to some parameters.
 
-        A diagonal entry is one, whatever else takes part; so is the largest eigenvalue of a term all of whose
-        parameters take part.
+        A diagonal entry is one, whatever else takes part; so is the largest eigenvalue of a term, or of all low ranks
+        together, all of whose parameters take part.
         """
         if self._bounds is None:
             sums: dict[str, Tensor] = {}
@@ -122,8 +123,10 @@ class Penalty:
                 for name, values in term.operator.diagonal().items():
                     sums[name] = sums[name] + values if name in sums else values
             entries = [(frozenset([name]), float(values.max())) for name, values in sums.items() if values.numel()]
-            whole = [(frozenset(t.operator.names), t.operator.largest_eigenvalue()) for t in self._terms]
-            self._bounds = entries + whole
+            low_rank = [t.operator for t in self._terms if isinstance(t.operator, LowRank)]
+            whole = [t.operator for t in self._terms if not isinstance(t.operator, LowRank)]
+            whole += [total(low_rank)] if low_rank else []
+            self._bounds = entries + [(frozenset(each.names), each.largest_eigenvalue()) for each in whole]
         return max((bound for needed, bound in self._bounds if needed <= names), default=0.0)
 
     def state(self) -> dict[str, Any]:
@@ -142,7 +145,3 @@ class Penalty:
                 "start without the checkpoint"
             )
         self.terms = [Quadratic.from_state(each) for each in state["terms"]]
-
-
-def _any(theta: Mapping[str, Tensor]) -> Tensor:
-    return next(iter(theta.values()))

@@ -72,22 +72,28 @@ class Quadratic:
         names = self.operator.names
         return parameters.subtract(parameters.select(theta, names), parameters.select(self.anchor, names))
 
-    def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Quadratic:
-        """The same quadratic on another device; a diagonal one also rounded to another type. Itself if nothing differs.
+    def to(self, device: torch.device) -> Quadratic:
+        """The same quadratic on another device."""
+        moved = tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, self.state())
+        return self.from_state(moved)
+
+    def read_by(self, theta: Mapping[str, Tensor]) -> Quadratic:
+        """The same where ``theta`` is; a diagonal one also rounded to each parameter's precision, single at least.
 
         The rounding of an anchor moves it by half a unit in the last place of the parameters themselves.
         """
-        elementwise = isinstance(self.operator, (Diagonal, Identity))
-        kind = dtype if elementwise else None
-        tensors = [
-            *self.anchor.values(),
-            *(self.operator.values.values() if isinstance(self.operator, Diagonal) else ()),
-        ]
-        if all(tensor.device == device and kind in (None, tensor.dtype) for tensor in tensors):
-            return self
-        state = self.state()
-        moved = tree_map(lambda leaf: leaf.to(device, kind) if isinstance(leaf, Tensor) else leaf, state)
-        return self.from_state(moved)
+        operator = self.operator
+        if not isinstance(operator, (Diagonal, Identity)):
+            return self.to(theta[operator.names[0]].device)
+
+        def rounded(vector: Mapping[str, Tensor]) -> Parameters:
+            like = {name: theta[name] for name in vector}
+            return {n: t.to(like[n].device, torch.promote_types(like[n].dtype, torch.float32)) for n, t in vector.items()}
+
+        anchor = rounded(parameters.select(self.anchor, operator.names))
+        if isinstance(operator, Identity):
+            return replace(self, operator=Identity(anchor, operator.scale, operator.provenance), anchor=anchor)
+        return replace(self, operator=Diagonal(rounded(operator.values), operator.provenance), anchor=anchor)
 
     def state(self) -> dict[str, Any]:
         """Tensors and plain values only: loads with ``torch.load(weights_only=True)``."""

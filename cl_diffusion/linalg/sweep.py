@@ -32,7 +32,7 @@ def add_gradients_(
     """
     if not terms:
         return
-    device = next(iter(theta.values())).device
+    device = theta[terms[0].operator.names[0]].device
     with torch.autocast(device.type, enabled=False):  # a manual optimisation steps inside the forward's autocast
         _Sweep(terms, gradients, theta, factor).run()
         for term in terms:
@@ -145,5 +145,5 @@ def _cut(vector: Mapping[str, Tensor], piece: Piece) -> list[Tensor]:
 
 def _cut_columns(operator: LowRank, piece: Piece) -> list[Tensor]:
     """``(k, entries)`` of each part."""
-    flat = [(operator.vectors[name].flatten(1), part) for name, part in piece]
+    flat = [(parameters.flat_rows(operator.vectors[name]), part) for name, part in piece]
     return [columns if part is None else columns[:, part] for columns, part in flat]

@@ -84,7 +84,7 @@ def test_the_gradient_of_many_tasks_is_the_sum_of_theirs_whatever_is_merged(kind
         penalty.remember(term)
     theta, gradients = vector(9), vector(10)
     before = parameters.flatten(gradients).clone()
-    add_gradients_(penalty.working(theta["b"]), gradients, theta, 2.5)
+    add_gradients_(penalty.working(theta), gradients, theta, 2.5)
     torch.testing.assert_close(parameters.flatten(gradients), before + 2.5 * by_hand(terms, theta))
     value = torch.stack([term.value(theta) for term in terms]).sum()
     torch.testing.assert_close(torch.stack([term.value(theta) for term in penalty.terms]).sum(), value)
@@ -125,7 +125,7 @@ def test_twenty_tasks_in_single_precision_are_merged_to_one_part_in_a_million(ki
         penalty.remember(term)
     theta = vector(9, dtype=torch.float32)
     gradients = {name: torch.zeros_like(t) for name, t in theta.items()}
-    add_gradients_(penalty.working(theta["b"]), gradients, theta, 1.0)
+    add_gradients_(penalty.working(theta), gradients, theta, 1.0)
     expected = by_hand(terms, theta) if kind == "diagonal" else sum_of_gradients(terms, theta)
     error = (parameters.flatten(gradients).double() - expected).norm() / expected.norm()
     assert error < 1e-6
@@ -149,9 +149,8 @@ def test_a_merged_diagonal_is_kept_in_float64_and_read_in_single_precision() -> 
     (term,) = penalty.terms
     assert isinstance(term.operator, Diagonal)
     assert {t.dtype for t in [*term.anchor.values(), *term.operator.values.values()]} == {torch.float64}
-    for like in (torch.zeros(1), torch.zeros(1, dtype=torch.bfloat16)):
-        penalty.terms = penalty.terms
-        (read,) = penalty.working(like)
+    for dtype in (torch.float32, torch.bfloat16):
+        (read,) = penalty.working(vector(9, dtype=dtype))
         assert isinstance(read.operator, Diagonal)
         assert {t.dtype for t in [*read.anchor.values(), *read.operator.values.values()]} == {torch.float32}
 
