@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from copy import copy
 from itertools import islice
 from typing import Any
 
@@ -10,6 +11,8 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
+from torch.utils._pytree import tree_map
+from torch.utils.data import DataLoader
 
 from cl_diffusion.keys import KeyedBatch
 
@@ -42,12 +45,15 @@ class TransferredBatches(Iterable[Any]):
 def training_batches(trainer: Trainer) -> Iterable[Any]:
     """The training batches of a project that knows nothing of tasks, as many as an epoch has.
 
-    Several loaders are combined as the fit combines them; ``limit_train_batches`` holds here too.
+    Several loaders are combined as the fit combines them; ``limit_train_batches`` holds here too. Of a loader without a
+    length, which may have no end, come as many as this epoch has trained on. A fit that goes on keeps its workers.
     """
-    loaders: Any = trainer.train_dataloader
+    loaders: Any = tree_map(_with_workers_of_its_own, trainer.train_dataloader)
     if isinstance(loaders, (dict, list, tuple)):
         loaders = _Combined(CombinedLoader(loaders, trainer.fit_loop._combined_loader._mode))  # type: ignore[union-attr]
     number = trainer.num_training_batches
+    if number == float("inf"):
+        number = trainer.fit_loop.epoch_loop.batch_progress.current.ready or number
     return _Limited(loaders, int(number)) if number < float("inf") else loaders
 
 
@@ -75,6 +81,15 @@ def joined(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Pairs of images and labels as one pair."""
     images, labels = zip(*parts, strict=True)
     return torch.cat(images), torch.cat(labels)
+
+
+def _with_workers_of_its_own(loader: Any) -> Any:
+    """Persistent workers serve one iteration at a time: another would break off that of the epoch."""
+    if not isinstance(loader, DataLoader) or not loader.persistent_workers:
+        return loader
+    other = copy(loader)
+    other._iterator = None
+    return other
 
 
 class _Limited(Iterable[Any]):

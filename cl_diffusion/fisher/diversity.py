@@ -61,7 +61,9 @@ def _unit_gradients(samples: Samples):  # type: ignore[no-untyped-def]
 
 def _products(a: Parameters, b: Parameters) -> Tensor:
     """All inner products, float64."""
-    return torch.stack([(parameters.flat_rows(x) @ parameters.flat_rows(b[name]).T).double() for name, x in a.items()]).sum(0)
+    return torch.stack(
+        [(parameters.flat_rows(x) @ parameters.flat_rows(b[name]).T).double() for name, x in a.items()]
+    ).sum(0)
 
 
 def _triangular(gram: Tensor) -> tuple[Tensor, list[int], Tensor]:

@@ -37,6 +37,11 @@ class PathIntegral:
         }
         self._before: tuple[Parameters, Parameters] | None = None
 
+    @property
+    def identity(self) -> dict[str, str]:
+        """What makes two of them comparable."""
+        return {"estimator": "synaptic intelligence", "damping": f"{self.damping:g}"}
+
     def before_step(self, gradients: Mapping[str, Tensor], theta: Mapping[str, Tensor], scale: float = 1.0) -> None:
         """Keep the task loss's own gradient, given ``scale`` times too large, and the weights that the step leaves."""
         names = [name for name in gradients if name in self.path]
@@ -60,8 +65,7 @@ class PathIntegral:
         for name, path in self.path.items():
             moved = theta[name].detach() - self.start[name]
             values[name] = 2 * path.clamp(min=0) / (moved.to(path.dtype).square() + self.damping)
-        identity = {"estimator": "synaptic intelligence", "damping": f"{self.damping:g}"}
-        return Diagonal(values, Provenance(identity, (dict(record or {}),)))
+        return Diagonal(values, Provenance(self.identity, (dict(record or {}),)))
 
     def to(self, device: torch.device) -> None:
         """Move the sums to another device."""

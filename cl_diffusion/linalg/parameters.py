@@ -95,7 +95,7 @@ def unflatten(vector: Tensor, like: Mapping[str, Tensor]) -> Parameters:
 
 
 def flat_rows(stacked: Tensor) -> Tensor:
-    """Several of one parameter, ``(k, *shape)``, as ``(k, entries)``: also where the shape has no axis, or ``k`` is 0."""
+    """``(k, *shape)`` as ``(k, entries)``: also where the shape has no axis, or ``k`` is 0."""
     return stacked.reshape(len(stacked), stacked.shape[1:].numel())
 
 

@@ -88,7 +88,9 @@ class Quadratic:
 
         def rounded(vector: Mapping[str, Tensor]) -> Parameters:
             like = {name: theta[name] for name in vector}
-            return {n: t.to(like[n].device, torch.promote_types(like[n].dtype, torch.float32)) for n, t in vector.items()}
+            return {
+                n: t.to(like[n].device, torch.promote_types(like[n].dtype, torch.float32)) for n, t in vector.items()
+            }
 
         anchor = rounded(parameters.select(self.anchor, operator.names))
         if isinstance(operator, Identity):

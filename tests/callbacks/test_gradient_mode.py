@@ -42,7 +42,7 @@ def penalised(base: type[Regression]) -> type[Regression]:
             total = torch.zeros((), dtype=torch.float64)
             for term in self.regularizer.terms:
                 total = total + doubled(term).value(theta)
-            return self.regularizer.strength.final * total
+            return self.regularizer.strength.largest * total
 
         def training_step(self, batch: Any, batch_idx: int) -> Any:
             return super().training_step(batch, batch_idx) + self.penalty()
@@ -118,7 +118,7 @@ class ManualOracle(ManuallyOptimised):
     def loss(self, batch: Any) -> Tensor:
         theta = {name: p.double() for name, p in self.named_parameters()}
         penalty = sum((doubled(t).value(theta) for t in self.regularizer.terms), torch.zeros((), dtype=torch.float64))
-        return super().loss(batch) + self.regularizer.strength.final * penalty
+        return super().loss(batch) + self.regularizer.strength.largest * penalty
 
 
 @pytest.mark.parametrize("kind", ["diagonal", "rank one", "eigenpairs"])
@@ -232,7 +232,7 @@ def test_the_penalty_part_of_a_gradient_is_exact_in_every_precision(kind: str, p
             p.add_(0.3 * torch.randn_like(p))
     theta = {name: p.detach().double().requires_grad_() for name, p in model.named_parameters()}
     value = sum((doubled(term).value(theta) for term in regularizer.terms), torch.zeros((), dtype=torch.float64))
-    (regularizer.strength.final * value).backward()
+    (regularizer.strength.largest * value).backward()
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     seen = []
     for callbacks in ([regularizer], []):

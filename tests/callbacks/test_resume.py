@@ -54,6 +54,53 @@ def test_resumed_is_uninterrupted(kind: str, stopped_after: int, tmp_path: Path)
         assert all(torch.equal(mine.anchor[name], theirs.anchor[name]) for name in mine.anchor)
 
 
+class Resumable:
+    """Batches in an order of each epoch's own, that know how many of them were given: what Lightning can resume."""
+
+    def __init__(self) -> None:
+        self.batches = list(loader(0, samples=32))
+        self.epoch, self.given, self.resumed = 0, 0, False
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Any:
+        self.given = self.given if self.resumed else 0
+        self.resumed = False
+        order = torch.randperm(4, generator=torch.Generator().manual_seed(self.epoch)).tolist()
+        for position in order[self.given :]:
+            self.given += 1
+            yield self.batches[position]
+        self.epoch += 1
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.epoch, "given": self.given}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.epoch, self.given, self.resumed = state["epoch"], state["given"], True
+
+
+@pytest.mark.parametrize("kind", REGULARIZERS)
+@pytest.mark.parametrize("stopped_after", [2, 7, 18, 21], ids=lambda step: f"step {step}")
+def test_resumed_within_an_epoch_is_uninterrupted_if_the_loader_resumes(
+    kind: str, stopped_after: int, tmp_path: Path
+) -> None:
+    """Six epochs of four steps, a task every two epochs: stopped within epochs of the first and third task."""
+
+    def fit(*callbacks: Callback, **options: Any) -> tuple[Regression, Regularizer]:
+        model, regularizer = Regression(torch.optim.Adam), REGULARIZERS[kind]()
+        saving = bool(callbacks)
+        fitting = trainer(regularizer, *callbacks, max_epochs=6, enable_checkpointing=saving)
+        fitting.fit(model, Resumable(), **options)
+        return model, regularizer
+
+    whole, remembered = fit(ModelCheckpoint(tmp_path, filename="{step}", save_top_k=-1, every_n_train_steps=1))
+    resumed, again = fit(ckpt_path=tmp_path / f"step={stopped_after}.ckpt")
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(resumed), strict=True))
+    for mine, theirs in zip(remembered.terms, again.terms, strict=True):
+        assert torch.equal(mine.operator.trace(), theirs.operator.trace())
+
+
 def test_another_memory_is_not_loaded() -> None:
     ewc = EWC(DiagonalFisher(), memory="online")
     with pytest.raises(ValueError, match="memory='merged', but the checkpoint was made with memory='online'"):

@@ -71,14 +71,16 @@ def test_a_multiple_of_the_expected_curvature() -> None:
     ewc, model = EWC(MeanGradientFisher(), TraceMatched(3.0, reference), seed=7), Telling()
     fit_tasks(model, ewc, tasks=(0,))
     expected = float(estimate(reference, model, model.output_loss, loader(0), seed=0).trace())
-    assert ewc.strength.final * float(ewc.terms[0].operator.trace()) == pytest.approx(3 * expected, rel=1e-5)
+    assert ewc.strength.largest * float(ewc.terms[0].operator.trace()) == pytest.approx(3 * expected, rel=1e-5)
 
 
 def test_what_auto_resolved_to_is_logged(tmp_path: Path) -> None:
     ewc, log = EWC(MeanGradientFisher(), TraceMatched(2.0)), CSVLogger(tmp_path)
     fit_tasks(Telling(), ewc, tasks=(0,), logger=log)
     (row,) = [r for r in csv.DictReader((Path(log.log_dir) / "metrics.csv").open()) if r["ewc/loss_trace"]]
-    assert float(row["ewc/strength"]) == pytest.approx(2 * float(row["ewc/loss_trace"]) / original_trace(), rel=1e-4)
+    assert float(row["ewc/resolved_strength"]) == pytest.approx(
+        2 * float(row["ewc/loss_trace"]) / original_trace(), rel=1e-4
+    )
 
 
 def original_trace() -> float:
@@ -93,10 +95,9 @@ def test_a_warm_up_rises_from_zero_in_every_task() -> None:
     seen: list[tuple[int, float]] = []
 
     class Spying(EWC):
-        def _next_strength(self) -> float:
-            value = super()._next_strength()
-            seen.append((len(self.terms), value))
-            return value
+        def add_gradient(self, step: Any) -> None:
+            seen.append((len(self.terms), self._strength_at(step)))
+            super().add_gradient(step)
 
     fit_tasks(Regression(), Spying(DiagonalFisher(), schedule), tasks=(0, 1, 2))
     assert [value for _, value in seen] == [0.0, 2.0, 4.0, 6.0, 8.0, 8.0] * 3
@@ -106,7 +107,9 @@ def test_a_warm_up_rises_from_zero_in_every_task() -> None:
 def test_another_scale_is_not_loaded() -> None:
     matched = EWC(DiagonalFisher(), "auto")
     fit_tasks(Telling(), matched, tasks=(0,))
-    with pytest.raises(ValueError, match="is scaled to trace of diagonal, empirical, this one's to nothing"):
+    with pytest.raises(
+        ValueError, match="scale='trace of diagonal, empirical', that of this EWC None; use the strength"
+    ):
         EWC(DiagonalFisher(), 1.0).load_state_dict(matched.state_dict())
 
 

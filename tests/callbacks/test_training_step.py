@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import LightningModule
@@ -17,9 +19,11 @@ from cl_diffusion.callbacks import EWC, MAS
 from cl_diffusion.fisher import DiagonalFisher, KroneckerFisher
 from tests.callbacks.stranger import Regression, fit_tasks, weights
 
+SIZES: list[int] = []
+
 
 class OnlyTrains(LightningModule):
-    """Logs, keeps a metric and a buffer, and returns a dict, as training steps do."""
+    """Logs, keeps a metric, a buffer, lists, a slow copy of itself, and returns a dict, as training steps do."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,6 +32,9 @@ class OnlyTrains(LightningModule):
         self.error = MeanSquaredError()
         self.register_buffer("steps", torch.zeros(()))
         self.sizes: list[int] = []
+        self.last: dict[str, int] = {}
+        self.calls = 0
+        self.slow = nn.Linear(3, 4).requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
@@ -39,6 +46,12 @@ class OnlyTrains(LightningModule):
         self.error.update(prediction.detach(), y)
         self.steps += 1
         self.sizes.append(len(x))
+        SIZES.append(len(x))
+        self.last["size"] = len(x)
+        self.calls += 1
+        self.slow.weight.data.lerp_(self.net[0].weight.data, 0.1)
+        if self.logger is not None:
+            self.logger.log_metrics({"by_hand": float(random.random() + np.random.rand())}, step=self.calls)
         self.log("loss", loss, on_step=True, on_epoch=True)
         self.log_dict({"error": self.error}, on_step=False, on_epoch=True)
         return {"loss": loss}
@@ -48,30 +61,36 @@ class OnlyTrains(LightningModule):
 
 
 def test_it_is_asked_for_batches_of_one_and_told_what_that_costs() -> None:
+    SIZES.clear()
     model, ewc = OnlyTrains(), EWC(DiagonalFisher())
-    with pytest.warns(UserWarning, match="OnlyTrains has no `per_sample_loss`.*batches of one: 24 of them.*Add `def"):
+    with pytest.warns(UserWarning, match="OnlyTrains has no `per_sample_loss`.*batches of one: 24 of them.*add `def"):
         fit_tasks(model, ewc, tasks=(0,))
-    assert model.sizes.count(1) >= 24
+    assert SIZES.count(1) >= 24
 
 
 def test_the_importance_is_that_of_the_loss_of_each_sample() -> None:
     with pytest.warns(UserWarning, match="has no `per_sample_loss`"):
         model = fit_tasks(OnlyTrains(), ewc := EWC(DiagonalFisher()), tasks=(0,))
     told = fit_tasks(Regression(), known := EWC(DiagonalFisher()), tasks=(0,))
-    assert all(torch.equal(a, b) for a, b in zip(weights(model), weights(told), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(weights(model.net), weights(told.net), strict=True))
     torch.testing.assert_close(ewc.terms[0].operator.diagonal(), known.terms[0].operator.diagonal())
 
 
 def test_nothing_of_the_project_shows_the_pass(tmp_path: Path) -> None:
-    logs = []
+    logs, models = [], []
     for callbacks in ([EWC(DiagonalFisher(), 1.0)], []):
+        random.seed(0)
+        np.random.seed(0)
         model, log = OnlyTrains(), CSVLogger(tmp_path / str(len(callbacks)))
         fit_tasks(model, *callbacks, tasks=(0,), logger=log, log_every_n_steps=1)
         rows = list(csv.DictReader((Path(log.log_dir) / "metrics.csv").open()))
         logs.append([{k: v for k, v in row.items() if "ewc" not in k} for row in rows if row["step"]])
         assert model.steps == 6
+        assert (model.sizes, model.last, model.calls) == ([8] * 6, {"size": 8}, 6)
+        models.append(model)
         assert "log" not in vars(model)
         assert isinstance(model.error, MeanSquaredError)
+    assert all(torch.equal(a, b) for a, b in zip(*(m.state_dict().values() for m in models), strict=True))
     own = [row for row in logs[0] if any(v for k, v in row.items() if k not in ("step", "epoch"))]
     assert own == [row for row in logs[1] if any(v for k, v in row.items() if k not in ("step", "epoch"))]
 
@@ -95,7 +114,7 @@ class Silent(OnlyTrains):
 def test_a_step_without_a_loss_is_refused_before_a_task_is_trained() -> None:
     model = Silent()
     before = weights(model)
-    with pytest.raises(TypeError, match="Silent.training_step returned None for one sample; expected its loss"):
+    with pytest.raises(ValueError, match="Silent.training_step returned None for one sample; expected its loss"):
         fit_tasks(model, EWC(DiagonalFisher()))
     assert all(torch.equal(a, b) for a, b in zip(before, weights(model), strict=True))
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from typing_extensions import override
+
 from cl_diffusion.callbacks.regularization.estimated import EstimatedImportance
 from cl_diffusion.callbacks.regularization.regularizer import Mode
 from cl_diffusion.callbacks.regularization.strength import Strength
@@ -58,3 +60,7 @@ class EWC(EstimatedImportance):
             max_rank=max_rank,
         )
         self.fisher = fisher
+
+    @override
+    def excluding(self, names: list[str]) -> str:
+        return f"{type(self.fisher).__name__}(exclude={names})"

@@ -49,7 +49,12 @@ class L2SP(Regularizer):
         super().on_task_start(trainer, pl_module, task)
         if self.enabled and (task > 0 or self.first_task):
             self.penalty.terms = []
-            self.remember(trainer, pl_module, _identity(_selected(pl_module, self.include, self.exclude), task), task)
+            selected = _selected(pl_module, self.include, self.exclude)
+            self.remember(trainer, pl_module, _operator(selected, self.identity(), task), task)
+
+    @override
+    def identity(self) -> dict[str, str]:
+        return {"estimator": "identity", **parameters.described_selection(self.include, self.exclude)}
 
     @override
     def importance(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
@@ -90,7 +95,11 @@ class L2Init(Regularizer):
             known = {name: tensor for term in self.terms for name, tensor in term.anchor.items()}
             anchor = {**_selected(pl_module, self.include, self.exclude), **known}
             self.penalty.terms = []
-            self.remember(trainer, pl_module, _identity(anchor, task), task, anchor)
+            self.remember(trainer, pl_module, _operator(anchor, self.identity(), task), task, anchor)
+
+    @override
+    def identity(self) -> dict[str, str]:
+        return {"estimator": "identity", **parameters.described_selection(self.include, self.exclude)}
 
     @override
     def importance(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
@@ -101,5 +110,5 @@ def _selected(module: LightningModule, include: Sequence[str], exclude: Sequence
     return parameters.matching(parameters.trainable_parameters(module), include, exclude)
 
 
-def _identity(weights: Parameters, task: int) -> Identity:
-    return Identity(weights, provenance=Provenance({"estimator": "identity"}, ({"task": task + 1},)))
+def _operator(weights: Parameters, identity: dict[str, str], task: int) -> Identity:
+    return Identity(weights, provenance=Provenance(identity, ({"task": task + 1},)))

@@ -6,6 +6,7 @@ from functools import cached_property
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
@@ -14,7 +15,7 @@ from cl_diffusion.linalg import Parameters
 
 
 class OptimizerStep:
-    """Names, weights, gradients and learning rates at ``on_before_optimizer_step``, and again after the step.
+    """Names, weights, gradients and learning rates before the step, and again after it.
 
     Args:
         trainer: that takes the step.
@@ -23,32 +24,48 @@ class OptimizerStep:
     """
 
     def __init__(self, trainer: Trainer, module: LightningModule, optimizer: Optimizer) -> None:
+        self.trainer = trainer
+        self.module = module
         self.optimizer = optimizer
         self.position = next((i for i, other in enumerate(trainer.optimizers) if other is optimizer), 0)
         self.several = len(trainer.optimizers) > 1
-        rates = {id(p): float(group["lr"]) for group in optimizer.param_groups for p in group["params"]}
+        members = {id(p) for group in optimizer.param_groups for p in group["params"]}
         self.module_parameters = dict(module.named_parameters())
         self.trained: dict[str, Parameter] = {
-            name: p for name, p in self.module_parameters.items() if p.requires_grad and id(p) in rates
+            name: p for name, p in self.module_parameters.items() if p.requires_grad and id(p) in members
         }
-        self.rates = {name: rates[id(p)] for name, p in self.trained.items()}
         self.scale = _gradient_scale(trainer, optimizer)
-        self.clipped = bool(trainer.gradient_clip_val)
+        self.clipped = bool(trainer.gradient_clip_val) or is_overridden("configure_gradient_clipping", module)
+        self.has_gradient = any(p.grad is not None for p in self.trained.values())
+        """Whether the task's loss has left a gradient: a skipped training step leaves none, and takes no penalty."""
 
     @property
-    def has_gradient(self) -> bool:
-        """Whether the task's loss has left a gradient: a skipped training step leaves none, and takes no penalty."""
-        return any(p.grad is not None for p in self.trained.values())
+    def skipped(self) -> bool:
+        """After the step: whether a fused optimizer has found, within it, that its scaled gradients overflowed."""
+        found = getattr(self.optimizer, "found_inf", None)
+        return found is not None and bool(found)
 
-    @cached_property
+    @property
     def weights(self) -> Parameters:
         """All of the module's parameters as they are at the moment, without a graph."""
         return {name: p.detach() for name, p in self.module_parameters.items()}
 
-    @property
-    def like(self) -> Tensor:
-        """One of the weights: where they are, and in which precision."""
-        return next(iter(self.weights.values()))
+    @cached_property
+    def rates(self) -> dict[str, float]:
+        """The learning rate of each parameter that takes part.
+
+        Raises:
+            ValueError: a group has none.
+        """
+        rates: dict[int, float] = {}
+        for number, group in enumerate(self.optimizer.param_groups):
+            if group.get("lr") is None:
+                raise ValueError(
+                    f"mode='proximal' needs the step's learning rate, and group {number} of "
+                    f"{type(self.optimizer).__name__} has lr={group.get('lr')!r}; use mode='gradient'"
+                )
+            rates |= dict.fromkeys((id(p) for p in group["params"]), float(group["lr"]))
+        return {name: rates[id(p)] for name, p in self.trained.items()}
 
     @property
     def gradients(self) -> Parameters:
@@ -67,13 +84,22 @@ class OptimizerStep:
                 continue
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-            if parameter.grad.is_sparse:
-                raise TypeError(
-                    f"the gradient of {name!r} is sparse, and a penalty's is not; use sparse=False, or leave the "
-                    "parameter out of the importance (exclude=[...])"
-                )
-            found[name] = parameter.grad
+            found[name] = require_dense(name, parameter.grad)
         return found
+
+
+def require_dense(name: str, gradient: Tensor) -> Tensor:
+    """The gradient, if it is not sparse.
+
+    Raises:
+        TypeError: it is.
+    """
+    if gradient.is_sparse:
+        raise TypeError(
+            f"the gradient of {name!r} is sparse, and what a regulariser does with it is not; use sparse=False, or "
+            f"exclude=[{name!r}] (of the regulariser; for EWC, of its estimator)"
+        )
+    return gradient
 
 
 def _gradient_scale(trainer: Trainer, optimizer: Optimizer) -> float:

@@ -19,30 +19,33 @@ def step_figures(penalty: Penalty, step: OptimizerStep, strength: float) -> dict
 
     ``penalty``: ``lambda`` times the sum of the terms. ``gradient_ratio``: norm of the penalty's gradient over norm of
     the task's. ``cosine`` between the two. ``displacement``: ``|theta - anchor|``, one for each anchor that is kept.
-    The task's gradient is the accumulated one, unscaled and not clipped.
+    The task's gradient is the accumulated one, unscaled and not clipped. The cosine is 0 where the penalty's gradient
+    is, as at an anchor.
     """
-    terms = penalty.working(step.like)
-    value = torch.stack([term.value(step.weights) for term in terms]).sum()
+    weights, task = step.weights, step.gradients
+    terms = penalty.working(weights)
+    value = torch.stack([term.value(weights) for term in terms]).sum()
     figures = {"strength": torch.tensor(strength), "penalty": strength * value}
     for position, term in enumerate(terms):
         suffix = f"_{position + 1}" if len(terms) > 1 else ""
-        figures[f"displacement{suffix}"] = parameters.norm(term.displacement(step.weights))
-    task = step.gradients
-    own = {name: torch.zeros_like(step.weights[name]) for name in step.trained if name in penalty.names}
+        figures[f"displacement{suffix}"] = parameters.norm(term.displacement(weights))
+    own = {name: torch.zeros_like(weights[name]) for name in step.trained if name in penalty.names}
     if not own:
         return figures
-    penalty.add_gradient_(own, step.weights, strength)
-    both = [name for name in own if name in task]
-    task_norm, own_norm = parameters.norm(task) / step.scale, parameters.norm(own)
+    penalty.add_gradient_(own, weights, strength)
+    both = [name for name in own if name in task and not task[name].is_sparse]
+    dense = {name: g.coalesce().values() if g.is_sparse else g for name, g in task.items()}
+    task_norm, own_norm = parameters.norm(dense) / step.scale, parameters.norm(own)
     along = parameters.inner(parameters.select(task, both), parameters.select(own, both)) / step.scale if both else 0.0
+    cosine = along / (own_norm * task_norm)
     suffix = f"/optimizer_{step.position + 1}" if step.several else ""
     figures[f"gradient_ratio{suffix}"] = own_norm / task_norm
-    figures[f"cosine{suffix}"] = torch.as_tensor(along / (own_norm * task_norm))
+    figures[f"cosine{suffix}"] = torch.where(own_norm > 0, cosine, 0.0)
     return figures
 
 
 def log_boundary(trainer: Trainer, name: str, operator: Operator, task: int, figures: Mapping[str, float]) -> None:
-    """Log the trace of a task's importance, what its estimator says of itself, and further figures, as ``name/...``.
+    """Log a task's importance: its own trace, what its estimator says of itself, and further figures, as ``name/...``.
 
     Straight to the loggers, for ``log`` is refused where a fit ends.
     """

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 
-from cl_diffusion.linalg import Quadratic
+
+class Named(Protocol):
+    """Something that has a name."""
+
+    name: str
 
 
 def refuse_sharded(trainer: Trainer, regularizer: str) -> None:
@@ -37,19 +42,37 @@ def refuse_several_proximal(names: Sequence[str]) -> None:
         )
 
 
-def require_parameters(terms: Sequence[Quadratic], module: LightningModule, regularizer: str) -> None:
-    """Refuse terms on parameters that the module does not have, or has in another shape.
+def require_names_of_their_own(regularizers: Sequence[Named]) -> None:
+    """Refuse one name for two regularisers, whatever their classes: their figures would overwrite each other.
 
     Raises:
-        ValueError: names the parameter, both shapes and what to do.
+        ValueError: names them.
+    """
+    for regularizer in regularizers:
+        if len(alike := [type(other).__name__ for other in regularizers if other.name == regularizer.name]) > 1:
+            raise ValueError(
+                f"name={regularizer.name!r} is that of {len(alike)} regularisers ({', '.join(alike)}); give each of "
+                "them another name=..."
+            )
+
+
+def require_parameters(
+    held: Mapping[str, tuple[int, ...]],
+    module: LightningModule,
+    regularizer: str,
+    excluding: Callable[[list[str]], str],
+) -> None:
+    """Refuse to hold parameters that the module does not have, or has in another shape.
+
+    Raises:
+        ValueError: names the parameters, both shapes and what to do.
     """
     shapes = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
-    for term in terms:
-        for name in term.operator.names:
-            held, found = tuple(term.anchor[name].shape), shapes.get(name)
-            if found != held:
-                raise ValueError(
-                    f"{regularizer!r} holds {name!r} in shape {held}, and {type(module).__name__} has "
-                    f"{'no such parameter' if found is None else f'it in shape {found}'}; keep a parameter that "
-                    f"changes out of the importance (exclude=[{name!r}])"
-                )
+    if changed := [name for name, shape in held.items() if shapes.get(name) != shape]:
+        first, kind = changed[0], type(module).__name__
+        found = f"it in shape {shapes[first]}" if first in shapes else "no such parameter"
+        others = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+        raise ValueError(
+            f"{regularizer!r} holds {first!r} in shape {held[first]}, and {kind} has {found}{others}; leave what "
+            f"changes out of the importance from the first task on: {excluding(changed)}"
+        )

@@ -11,16 +11,20 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from cl_diffusion.callbacks.regularization.optimizer_step import OptimizerStep
+from cl_diffusion.callbacks.regularization.optimizer_steps import OptimizerSteps
 from cl_diffusion.callbacks.regularization.penalty_log import log_boundary, step_figures
 from cl_diffusion.callbacks.regularization.preconditions import (
     refuse_several_proximal,
     refuse_sharded,
+    require_names_of_their_own,
     require_parameters,
 )
-from cl_diffusion.callbacks.regularization.sample_gradients import estimate_on_task
+from cl_diffusion.callbacks.regularization.sample_gradients import estimate_on_task, sample_loss, try_on_batch
 from cl_diffusion.callbacks.regularization.stability import diverging
 from cl_diffusion.callbacks.regularization.strength import Strength, as_strength
 from cl_diffusion.callbacks.task import TaskCallback
+from cl_diffusion.fisher import FisherEstimator
+from cl_diffusion.fisher.gradient import Loss
 from cl_diffusion.linalg import Memory, Operator, Parameters, Penalty, Quadratic, parameters
 
 Mode = Literal["gradient", "proximal"]
@@ -33,9 +37,10 @@ class Regularizer(TaskCallback):
 
     *Gradient mode*: the gradient, known in closed form, is added to ``.grad`` once an optimizer step: after
     accumulation and the gradient scaler, before clipping (in manual optimisation: when ``optimizer.step()`` is called).
-    Each optimizer gets its own parameters' part. *Proximal mode*: after a step of learning rate ``eta`` the weights
-    ``theta'`` become ``argmin 1/2 |theta - theta'|^2 / eta + penalty``, solved jointly for all anchors, each parameter
-    with its own group's ``eta``; Adam's preconditioner is not in it. It is stable at every strength.
+    Each optimizer gets its own parameters' part; see ``OptimizerSteps``. *Proximal mode*: after a step of learning rate
+    ``eta`` the weights ``theta'`` become ``argmin 1/2 |theta - theta'|^2 / eta + penalty``, solved jointly for all
+    anchors, each parameter with its own group's ``eta``; Adam's preconditioner is not in it. It is stable at every
+    strength.
 
     Penalty, ratio of its gradient's norm to the task gradient's, their cosine, and the distance from each anchor are
     logged every ``log_every_n_steps`` of the Trainer.
@@ -43,7 +48,7 @@ class Regularizer(TaskCallback):
     Args:
         strength: ``lambda``: a number >= 0, where 0 leaves training bit for bit as it is without the callback;
             ``"auto"``, which is ``TraceMatched()``; or a schedule such as ``WarmUp(100.0, steps=500)``.
-        name: in the log and in checkpoints; two regularisers of one class in one Trainer need two names.
+        name: in the log and in checkpoints; two regularisers in one Trainer need two names.
         epochs_per_task: the clock of a project whose data module knows nothing of tasks (see ``TaskCallback``).
         mode: ``"gradient"`` or ``"proximal"``.
         memory: how old tasks are kept: ``"merged"``, ``"separate"`` or ``"online"``; see ``Penalty``.
@@ -66,6 +71,8 @@ class Regularizer(TaskCallback):
         max_rank: int | None = None,
     ) -> None:
         super().__init__(epochs_per_task)
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"name={name!r}; expected a name, for the log and for checkpoints")
         if mode not in get_args(Mode):
             raise ValueError(f"mode={mode!r}; expected one of {', '.join(map(repr, get_args(Mode)))}")
         if mode == "proximal" and memory == "separate":
@@ -76,10 +83,10 @@ class Regularizer(TaskCallback):
         self.strength = as_strength(strength)
         self.name = name
         self.mode = mode
-        self._steps = 0
+        self._taken: dict[int, int] = {}  # steps of each optimizer in this task
         self._warned = False
-        self._current: OptimizerStep | None = None
-        self._handles: list[Any] = []
+        self._tried = False
+        self._steps: OptimizerSteps | None = None
 
     @property
     @override
@@ -89,7 +96,7 @@ class Regularizer(TaskCallback):
     @property
     def enabled(self) -> bool:
         """Whether there is a penalty at all."""
-        return self.strength.final > 0
+        return self.strength.largest > 0
 
     @property
     def terms(self) -> list[Quadratic]:
@@ -100,32 +107,60 @@ class Regularizer(TaskCallback):
     def importance(self, trainer: Trainer, pl_module: LightningModule, task: int) -> Operator | None:
         """``F_k`` of the task that has just ended, at the current weights; None where nothing is remembered then."""
 
-    def observe_gradient(self, step: OptimizerStep) -> None:
-        """Look at the task's own gradient, before any penalty is added."""
+    def estimates(self, pl_module: LightningModule) -> list[tuple[FisherEstimator, Loss]]:
+        """What is estimated at a boundary, and of which loss: here what the strength refers to, if anything."""
+        reference = self.strength.reference
+        return [] if reference is None else [(reference, sample_loss(pl_module, reference))]
 
-    def observe_step(self, step: OptimizerStep) -> None:
-        """Look at the weights after the optimizer's step."""
+    def identity(self) -> dict[str, str]:
+        """What defines ``F_k``, as far as it is known before one is computed: a checkpoint must agree."""
+        return {}
+
+    def held(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each parameter that is held."""
+        return {name: tuple(t.shape) for term in self.terms for name, t in term.anchor.items()}
+
+    def excluding(self, names: list[str]) -> str:
+        """How a user leaves parameters out of the importance."""
+        return f"{type(self).__name__}(exclude={names})"
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
+        require_names_of_their_own(_all(trainer))
         if self.enabled and stage == "fit":
             refuse_sharded(trainer, type(self).__name__)
             refuse_several_proximal([other.name for other in _active(trainer) if other.mode == "proximal"])
-
-    @override
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        require_parameters(self.terms, pl_module, self.name)
+            self.estimates(pl_module)  # refuses a module that has not the loss for them
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        if self._acts_for_all(trainer):
-            self._handles = [opt.register_step_post_hook(self._after_step(trainer)) for opt in trainer.optimizers]
+        require_parameters(self.held(), pl_module, self.name, self.excluding)
+        self._tried = False
+        active = _active(trainer)
+        if next(iter(active), None) is self:  # acts for all: each sees the task's gradient before any penalty is added
+            self._steps = OptimizerSteps(trainer, pl_module, active)
+
+    @override
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_epoch_start(trainer, pl_module)
+        require_parameters(self.held(), pl_module, self.name, self.excluding)
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        if self._tried or not self.enabled:
+            return
+        self._tried = True
+        for estimator, loss in self.estimates(pl_module):
+            try_on_batch(
+                trainer, pl_module, estimator, loss, batch, self._running, f"{type(self).__name__} {self.name!r}"
+            )
 
     @override
     def on_task_start(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
-        self._steps = 0
+        self._taken = {}
 
     @override
     def on_task_end(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
@@ -140,15 +175,20 @@ class Regularizer(TaskCallback):
         task: int,
         anchor: Parameters | None = None,
     ) -> None:
-        """Hold the weights by ``operator``, beside what is held already; at ``anchor``, or where they are now."""
-        operator, figures = self.strength.matched(
+        """Hold the weights by ``operator``, beside what is held already; at ``anchor``, or where they are now.
+
+        Raises:
+            ValueError: the proximal step of the terms has no closed form; nothing is held then that was not before.
+        """
+        scaled, figures = self.strength.matched(
             operator, lambda other: float(estimate_on_task(trainer, pl_module, other, task, label="Trace").trace())
         )
-        weights = parameters.trainable_parameters(pl_module) if anchor is None else anchor
-        kept = parameters.clone(parameters.select(weights, operator.names))
-        dropped = self.penalty.remember(Quadratic(operator, kept))
+        weights = dict(pl_module.named_parameters()) if anchor is None else anchor
+        kept, before = parameters.clone(parameters.select(weights, operator.names)), self.terms
+        dropped = self.penalty.remember(Quadratic(scaled, kept))
         if self.mode == "proximal" and not self.penalty.closed:
             kinds = ", ".join(term.operator.kind for term in self.terms)
+            self.penalty.terms = before
             raise ValueError(f"mode='proximal': the terms ({kinds}) have no joint resolvent; use mode='gradient'")
         if self.penalty.max_rank is not None:
             figures |= {"dropped_trace": dropped, "kept_trace": sum(float(t.operator.trace()) for t in self.terms)}
@@ -156,19 +196,32 @@ class Regularizer(TaskCallback):
 
     @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        if not self._acts_for_all(trainer):
+        if self._steps is not None:
+            self._steps.before(optimizer)
+
+    def observe_gradient(self, step: OptimizerStep) -> None:
+        """Look at the task's own gradient, before any penalty is added: for the log, if it is time."""
+        if not self.terms or not step.trainer._logger_connector.should_update_logs:
             return
-        active = _active(trainer)
-        step = OptimizerStep(trainer, pl_module, optimizer)
-        self._current = step if step.has_gradient else None
-        if self._current is None:
-            return
-        for regularizer in active:
-            regularizer.observe_gradient(step)
-            regularizer._log(trainer, pl_module, step)
-        for regularizer in active:
-            if regularizer.mode == "gradient":
-                regularizer._add_gradient(step)
+        for key, value in step_figures(self.penalty, step, self._strength_at(step)).items():
+            step.module.log(f"{self.name}/{key}", value, on_step=True, on_epoch=False, batch_size=1)
+
+    def add_gradient(self, step: OptimizerStep) -> None:
+        """In gradient mode: add the penalty's gradient."""
+        strength = self._strength_at(step)
+        if self.mode == "gradient" and self.terms and strength > 0:
+            self._warn_if_diverging(step, strength)
+            self.penalty.add_gradient_(step.gradients_for(self.penalty.names), step.weights, strength * step.scale)
+
+    def solve(self, step: OptimizerStep) -> None:
+        """In proximal mode: solve for the weights."""
+        strength = self._strength_at(step)
+        if self.mode == "proximal" and self.terms and strength > 0:
+            self.penalty.solve_(step.weights, {name: strength * rate for name, rate in step.rates.items()})
+
+    def observe_step(self, step: OptimizerStep) -> None:
+        """Look at the weights as the step leaves them."""
+        self._taken[step.position] = self._taken.get(step.position, 0) + 1
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -177,58 +230,31 @@ class Regularizer(TaskCallback):
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        super().on_exception(trainer, pl_module, exception)
         self._release()
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), **self.penalty.state(), "steps": self._steps}
+        return {**super().state_dict(), **self.penalty.state(), "steps_taken": dict(self._taken)}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
+        expected = {"scale": None, **self.identity(), **self.strength.scale}
         for state in state_dict["terms"]:
-            found = state["provenance"]["identity"].get("scale")
-            if found != self.strength.scale.get("scale"):
+            identity = state["provenance"]["identity"]
+            if differing := [field for field, value in expected.items() if identity.get(field) != value]:
+                field = differing[0]
                 raise ValueError(
-                    f"strength: the checkpoint's importance of {self.name!r} is scaled to {found or 'nothing'}, this "
-                    f"one's to {self.strength.scale.get('scale', 'nothing')}; use the strength of that checkpoint"
+                    f"the checkpoint's importance of {self.name!r} has {field}={identity.get(field)!r}, that of this "
+                    f"{type(self).__name__} {expected[field]!r}; use the {'strength' if field == 'scale' else 'one'} "
+                    "that the checkpoint was made with, or start without the checkpoint"
                 )
         self.penalty.load_state(state_dict)
-        self._steps = state_dict["steps"]
+        self._taken = dict(state_dict["steps_taken"])
 
-    def _acts_for_all(self, trainer: Trainer) -> bool:
-        """The first regulariser does: so each sees the task's gradient before any penalty is added."""
-        return next(iter(_active(trainer)), None) is self
-
-    def _add_gradient(self, step: OptimizerStep) -> None:
-        strength = self._next_strength()
-        if not self.terms or strength == 0:
-            return
-        self._warn_if_diverging(step, strength)
-        self.penalty.add_gradient_(step.gradients_for(self.penalty.names), step.weights, strength * step.scale)
-
-    def _solve(self, step: OptimizerStep) -> None:
-        strength = self._next_strength()
-        if not self.terms or strength == 0:
-            return
-        self.penalty.solve_(step.weights, {name: strength * rate for name, rate in step.rates.items()})
-
-    def _next_strength(self) -> float:
-        self._steps += 1
-        return self.strength.at(self._steps - 1)
-
-    def _after_step(self, trainer: Trainer) -> Any:
-        def hook(optimizer: Optimizer, *_: Any) -> None:
-            step, self._current = self._current, None
-            if step is None or step.optimizer is not optimizer:
-                return
-            for regularizer in _active(trainer):
-                if regularizer.mode == "proximal":
-                    regularizer._solve(step)
-            for regularizer in _active(trainer):
-                regularizer.observe_step(step)
-
-        return hook
+    def _strength_at(self, step: OptimizerStep) -> float:
+        return self.strength.at(self._taken.get(step.position, 0))
 
     def _warn_if_diverging(self, step: OptimizerStep, strength: float) -> None:
         if self._warned or step.clipped:
@@ -240,19 +266,16 @@ class Regularizer(TaskCallback):
                 "strength, or a smaller strength or learning rate"
             )
 
-    def _log(self, trainer: Trainer, pl_module: LightningModule, step: OptimizerStep) -> None:
-        if not self.terms or not trainer._logger_connector.should_update_logs:
-            return
-        figures = step_figures(self.penalty, step, self.strength.at(self._steps))
-        for key, value in figures.items():
-            pl_module.log(f"{self.name}/{key}", value, on_step=True, on_epoch=False, batch_size=1)
-
     def _release(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles, self._current = [], None
+        if self._steps is not None:
+            self._steps.remove()
+            self._steps = None
+
+
+def _all(trainer: Trainer) -> list[Regularizer]:
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    return [callback for callback in callbacks if isinstance(callback, Regularizer)]
 
 
 def _active(trainer: Trainer) -> list[Regularizer]:
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    return [callback for callback in callbacks if isinstance(callback, Regularizer) and callback.enabled]
+    return [regularizer for regularizer in _all(trainer) if regularizer.enabled]

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
-from torchmetrics import Metric
 
 from cl_diffusion.callbacks.batches import TransferredBatches, training_batches
 from cl_diffusion.callbacks.progress import track
+from cl_diffusion.callbacks.regularization.unrecorded import unrecorded
 from cl_diffusion.callbacks.task import task_stream
-from cl_diffusion.fisher import FisherEstimator, OneByOne, OutputLoss, estimate
+from cl_diffusion.fisher import FisherEstimator, OneByOne, OutputLoss, SquaredOutput, estimate, try_out
 from cl_diffusion.fisher.gradient import Loss
 from cl_diffusion.linalg import Operator
+
+_ADD = "add `def per_sample_loss(self, batch) -> Tensor` that returns one loss a sample, shape (B,)"
 
 
 def sample_loss(module: LightningModule, estimator: FisherEstimator) -> Loss:
@@ -42,8 +43,7 @@ def sample_loss(module: LightningModule, estimator: FisherEstimator) -> Loss:
     if not module.automatic_optimization:
         raise TypeError(
             f"{kind} has no `per_sample_loss`, and its `training_step` optimises by itself (automatic_optimization="
-            "False), so that no loss can be had from it; add `def per_sample_loss(self, batch) -> Tensor` that returns "
-            "one loss a sample, shape (B,)"
+            f"False), so that no loss can be had from it; {_ADD}"
         )
     return OneByOne(_training_step)
 
@@ -66,11 +66,12 @@ def estimate_on_task(
 ) -> Operator:
     """The estimate on the task's own training samples, at the current weights."""
     batches = track(trainer, task_batches(trainer, task), f"{label} of task {task + 1}")
-    with unrecorded(module):
+    differentiated = loss or sample_loss(module, estimator)
+    with unrecorded(trainer, module, weights=isinstance(differentiated, OneByOne)):
         return estimate(
             estimator,
             module,
-            loss or sample_loss(module, estimator),
+            differentiated,
             TransferredBatches(trainer, batches),
             draw=getattr(module, "draw", None),
             seed=seed,
@@ -79,31 +80,43 @@ def estimate_on_task(
         )
 
 
-@contextmanager
-def unrecorded(module: LightningModule) -> Iterator[None]:
-    """Losses computed inside log nothing, and leave the module's metrics and buffers as they were.
+def try_on_batch(
+    trainer: Trainer,
+    module: LightningModule,
+    estimator: FisherEstimator,
+    loss: Loss,
+    batch: Any,
+    task: int | None,
+    regularizer: str,
+) -> None:
+    """Refuse a module, a loss or a loader that an estimate at the task's end would fail on, before it is trained.
 
-    Whatever else a ``training_step`` changes by itself stays changed: parameters, lists that it fills, its logger.
+    Tried on ``batch``, or on the task's own samples where the data module knows them (a step may see replay too).
+
+    Raises:
+        ValueError: names the regulariser, what failed and what to do.
     """
-    buffers = {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
-    metrics = [(parent, name, child) for parent in module.modules() for name, child in parent.named_children()]
-    own = [(parent, name, child) for parent, name, child in metrics if isinstance(child, Metric)]
-    speaking = [part for part in module.modules() if isinstance(part, LightningModule)]
-    for parent, name, child in own:
-        setattr(parent, name, child.clone())
-    for part in speaking:
-        part.__dict__["log"] = part.__dict__["log_dict"] = _silent
+    stream = task_stream(trainer)
+    if stream is None and isinstance(trainer.train_dataloader, Iterator):
+        raise ValueError(
+            f"{regularizer}: train_dataloader={type(trainer.train_dataloader).__name__} gives its batches once, and "
+            "the importance is taken from them after they were trained on; give a loader that can be iterated again"
+        )
+    if isinstance(loss, OneByOne):
+        _warn_of_the_cost(trainer, module)
+    batches: Iterable[Any] = [batch]
+    if stream is not None and task is not None:
+        batches = TransferredBatches(trainer, stream.importance_dataloader(task))
     try:
-        yield
-    finally:
-        for part in speaking:
-            del part.__dict__["log"], part.__dict__["log_dict"]
-        for parent, name, child in own:
-            setattr(parent, name, child)
-        with torch.no_grad():
-            for name, buffer in module.named_buffers():
-                if name in buffers and not torch.equal(buffer, buffers[name]):
-                    buffer.copy_(buffers[name])
+        with unrecorded(trainer, module, weights=isinstance(loss, OneByOne)):
+            try_out(estimator, module, loss, batches, draw=getattr(module, "draw", None))
+    except FloatingPointError:
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"{regularizer}: its importance ({estimator.name}) fails on the first batch, a {type(batch).__name__}, "
+            f"with {type(error).__name__}: {error}. {_wanted(module, loss)}"
+        ) from error
 
 
 def _per_sample_loss(module: Any, batch: Any) -> Any:
@@ -115,12 +128,26 @@ def _training_step(module: LightningModule, batch: Any) -> Tensor:
     result = module.training_step(batch, 0) if numbered else module.training_step(batch)
     loss = result["loss"] if isinstance(result, Mapping) else result
     if not isinstance(loss, Tensor):
-        raise TypeError(
-            f"{type(module).__name__}.training_step returned {result!r} for one sample; expected its loss: add "
-            "`def per_sample_loss(self, batch) -> Tensor` that returns one loss a sample, shape (B,)"
-        )
+        raise TypeError(f"{type(module).__name__}.training_step returned {result!r} for one sample; expected its loss")
     return loss
 
 
-def _silent(*_: Any, **__: Any) -> None:
-    """Instead of ``log`` and ``log_dict``."""
+def _wanted(module: LightningModule, loss: Loss) -> str:
+    kind = type(module).__name__
+    if isinstance(loss, SquaredOutput):
+        return "MAS needs output=lambda module, batch: ... that returns a tensor (B, ...), one row a sample"
+    if isinstance(loss, OneByOne):
+        return f"{kind}.training_step is asked for the loss of batches of one; {_ADD}"
+    if isinstance(loss, OutputLoss):
+        return f"{kind}.output_loss must name output and target of a batch, one row a sample"
+    return f"{kind}.per_sample_loss(batch) must return one loss a sample, a tensor (B,)"
+
+
+def _warn_of_the_cost(trainer: Trainer, module: LightningModule) -> None:
+    data = getattr(trainer.train_dataloader, "dataset", None)
+    passes = f"{len(data)} of them" if isinstance(data, Sized) else "as many as the task has samples"
+    rank_zero_warn(
+        f"{type(module).__name__} has no `per_sample_loss`, so the importance of a task is taken from `training_step` "
+        f"on batches of one: {passes}, a forward and a backward each, in every pass (2 to 10 times the cost of batches "
+        f"on a CPU, tens of times on a GPU); {_ADD}"
+    )

@@ -14,9 +14,9 @@ def stability_limit(optimizer: Optimizer, group: Mapping[str, Any]) -> float | N
     """The largest ``learning rate * curvature`` at which a quadratic does not diverge; None where none is known.
 
     Plain SGD 2, heavy ball ``2 (1 + b) / (1 - dampening)``, Nesterov ``2 (1 + b) / (1 + 2 b)``. Adam's step is bounded
-    whatever the curvature, so that it does not diverge.
+    whatever the curvature, so that it does not diverge; what a subclass makes of a step is not known.
     """
-    if not isinstance(optimizer, SGD) or group.get("maximize"):
+    if type(optimizer) is not SGD or group.get("maximize"):
         return None
     momentum = float(group.get("momentum", 0.0))
     if group.get("nesterov"):
@@ -40,6 +40,7 @@ def diverging(optimizer: Optimizer, trained: Mapping[str, Any], penalty: Penalty
         if curvature > 0 and rate * (curvature + decay) > limit:
             return (
                 f"learning rate {rate:g} times the penalty's curvature {curvature:.3g} (strength {strength:g}) is "
-                f"{rate * curvature:.3g}, beyond {limit:.3g}, where {type(optimizer).__name__} diverges on a quadratic"
+                f"{rate * curvature:.3g}, beyond {limit:.3g}, where {type(optimizer).__name__} diverges on a quadratic "
+                "(if it stays there)"
             )
     return None

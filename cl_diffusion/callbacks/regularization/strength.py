@@ -22,8 +22,8 @@ class Strength(ABC):
 
     @property
     @abstractmethod
-    def final(self) -> float:
-        """What ``lambda`` comes to; 0 switches the penalty off."""
+    def largest(self) -> float:
+        """The largest that ``lambda`` ever is; 0 switches the penalty off."""
 
     @property
     def reference(self) -> FisherEstimator | None:
@@ -39,20 +39,20 @@ class Strength(ABC):
     def matched(
         self, operator: Operator, trace_of: Callable[[FisherEstimator], float]
     ) -> tuple[Operator, dict[str, float]]:
-        """The operator at its scale, and what ``lambda`` comes to on the operator as it was.
+        """The operator at its scale, and what the largest ``lambda`` comes to on the operator as it was.
 
         ``trace_of`` estimates the reference's trace; it is not asked where the operator is that estimate itself.
         """
         reference = self.reference
         if reference is None:
-            return operator, {"strength": self.final}
+            return operator, {"resolved_strength": self.largest}
         identity, trace = operator.provenance.identity, float(operator.trace())
         own = all(identity.get(field) == value for field, value in reference.identity().items())
         target = trace if own else trace_of(reference)
         factor = target / trace if trace > 0 else 1.0
         scaled = operator.scaled(factor)
         scaled.provenance = Provenance({**identity, **self.scale}, operator.provenance.record)
-        return scaled, {"strength": self.final * factor, "loss_trace": target}
+        return scaled, {"resolved_strength": self.largest * factor, "loss_trace": target}
 
 
 class Constant(Strength):
@@ -74,7 +74,7 @@ class Constant(Strength):
 
     @property
     @override
-    def final(self) -> float:
+    def largest(self) -> float:
         return self.value
 
 
@@ -104,7 +104,7 @@ class TraceMatched(Strength):
 
     @property
     @override
-    def final(self) -> float:
+    def largest(self) -> float:
         return self.multiple
 
     @property
@@ -136,8 +136,8 @@ class WarmUp(Strength):
 
     @property
     @override
-    def final(self) -> float:
-        return self.strength.final
+    def largest(self) -> float:
+        return self.strength.largest
 
     @property
     @override

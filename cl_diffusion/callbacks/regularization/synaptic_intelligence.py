@@ -8,11 +8,11 @@ from typing import Any, Literal
 from lightning.pytorch import LightningModule, Trainer
 from typing_extensions import override
 
-from cl_diffusion.callbacks.regularization.optimizer_step import OptimizerStep
+from cl_diffusion.callbacks.regularization.optimizer_step import OptimizerStep, require_dense
 from cl_diffusion.callbacks.regularization.regularizer import Mode, Regularizer
 from cl_diffusion.callbacks.regularization.strength import Strength
 from cl_diffusion.fisher import PathIntegral
-from cl_diffusion.linalg import Memory, Operator, parameters
+from cl_diffusion.linalg import Memory, Operator, Provenance, parameters
 
 
 class SynapticIntelligence(Regularizer):
@@ -58,6 +58,16 @@ class SynapticIntelligence(Regularizer):
         self._path: PathIntegral | None = None
 
     @override
+    def identity(self) -> dict[str, str]:
+        selected = parameters.described_selection(self.include, self.exclude)
+        return {**PathIntegral({}, self.damping).identity, **selected}
+
+    @override
+    def held(self) -> dict[str, tuple[int, ...]]:
+        path = {} if self._path is None else {name: tuple(t.shape) for name, t in self._path.start.items()}
+        return {**path, **super().held()}
+
+    @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_fit_start(trainer, pl_module)
         if self._path is not None:
@@ -72,11 +82,14 @@ class SynapticIntelligence(Regularizer):
 
     @override
     def observe_gradient(self, step: OptimizerStep) -> None:
+        super().observe_gradient(step)
         if self._path is not None:
-            self._path.before_step(step.gradients, step.weights, step.scale)
+            gradients = {n: require_dense(n, g) for n, g in step.gradients.items() if n in self._path.start}
+            self._path.before_step(gradients, step.weights, step.scale)
 
     @override
     def observe_step(self, step: OptimizerStep) -> None:
+        super().observe_step(step)
         if self._path is not None:
             self._path.after_step(step.weights)
 
@@ -85,15 +98,22 @@ class SynapticIntelligence(Regularizer):
         if self._path is None:
             return None
         path, self._path = self._path, None
-        return path.operator(dict(pl_module.named_parameters()), record={"task": task + 1})
+        operator = path.operator(dict(pl_module.named_parameters()), record={"task": task + 1})
+        operator.provenance = Provenance(self.identity(), operator.provenance.record)
+        return operator
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        path = None if self._path is None else self._path.state()
+        path = None if self._path is None else {**self._path.state(), "identity": self.identity()}
         return {**super().state_dict(), "path": path}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
         path = state_dict["path"]
+        if path is not None and path["identity"] != self.identity():
+            raise ValueError(
+                f"the checkpoint's path of {self.name!r} was gathered with {path['identity']}, this one's would be "
+                f"with {self.identity()}; use the arguments that the checkpoint was made with"
+            )
         self._path = None if path is None else PathIntegral.from_state(path)

@@ -1,0 +1,221 @@
+"""What would be wrong later is refused before a task is trained, and says what to do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
+
+from cl_diffusion.callbacks import EWC, L2SP, MAS, L2Init, SynapticIntelligence, TraceMatched
+from cl_diffusion.fisher import DiagonalFisher, KroneckerFisher, MeanGradientFisher
+from tests.callbacks.stranger import Regression, fit_tasks, loader, trainer, weights
+from tests.callbacks.test_task import Stream
+
+
+def test_two_of_one_name_are_refused_whatever_their_classes() -> None:
+    pair = EWC(DiagonalFisher(), name="old"), L2Init(name="old")
+    with pytest.raises(ValueError, match="name='old' is that of 2 regularisers \\(EWC, L2Init\\).*another name"):
+        fit_tasks(Regression(), *pair)
+    with pytest.raises(ValueError, match="name=''; expected a name"):
+        EWC(DiagonalFisher(), name="")
+
+
+class Growing(Regression):
+    """A head with one more output in every epoch from the second on."""
+
+    def on_train_epoch_start(self) -> None:
+        if self.current_epoch:
+            self.net[2] = nn.Linear(4, 1 + self.current_epoch)
+
+    def per_sample_loss(self, batch: Any) -> Tensor:
+        return (self.net(batch[0])[:, :1] - batch[1]).square().mean(1)
+
+
+class Outgrowing(Growing):
+    def on_train_epoch_start(self) -> None:
+        """Grows before the callbacks' hook."""
+
+    def on_train_epoch_end(self) -> None:
+        self.net[2] = nn.Linear(4, 2 + self.current_epoch)
+
+
+@pytest.mark.parametrize(
+    ("regularizer", "remedy"),
+    [
+        (lambda: EWC(DiagonalFisher(), epochs_per_task=1), r"DiagonalFisher\(exclude=\['net.2.weight', 'net.2.bias'\]"),
+        (lambda: SynapticIntelligence(epochs_per_task=1), r"SynapticIntelligence\(exclude=\['net.2.weight', "),
+        (lambda: L2Init(epochs_per_task=1), r"L2Init\(exclude="),
+    ],
+    ids=["EWC", "SI", "L2-init"],
+)
+def test_a_head_that_grows_within_a_fit_is_named_before_a_step(regularizer: Any, remedy: str) -> None:
+    message = "holds 'net.2.weight' in shape \\(1, 4\\), and Outgrowing has it in shape \\(2, 4\\) \\(and 1 more\\).*"
+    with pytest.raises(ValueError, match=message + remedy):
+        trainer(regularizer()).fit(Outgrowing(), loader(0))
+
+
+def test_a_head_that_l2_sp_no_longer_holds_may_change() -> None:
+    model, regularizer = Regression(), L2SP()
+    fit_tasks(model, regularizer, tasks=(0,))
+    model.net[2] = nn.Linear(4, 1)
+    fit_tasks(model, regularizer, tasks=(1,))
+
+
+def test_a_parameter_that_is_frozen_within_a_task_is_still_held() -> None:
+    class Freezing(Regression):
+        def on_train_epoch_start(self) -> None:
+            self.net[0].weight.requires_grad_(self.current_epoch == 0)
+
+    intelligence = SynapticIntelligence()
+    trainer(intelligence).fit(Freezing(), loader(0))
+    assert "net.0.weight" in intelligence.terms[0].operator.names
+
+
+def test_a_loader_that_gives_its_batches_once_is_refused() -> None:
+    model = Regression()
+    before = weights(model)
+    with pytest.raises(ValueError, match="EWC 'ewc': train_dataloader=generator gives its batches once"):
+        trainer(EWC(DiagonalFisher())).fit(model, (batch for batch in loader(0)))
+    assert all(torch.equal(a, b) for a, b in zip(before, weights(model), strict=True))
+
+
+class Endless(IterableDataset[Any]):
+    def __iter__(self) -> Any:
+        generator = torch.Generator().manual_seed(0)
+        while True:
+            x = torch.randn(3, generator=generator)
+            yield x, x.sum(0, keepdim=True)
+
+
+def test_a_loader_without_end_is_read_as_far_as_it_was_trained_on() -> None:
+    ewc = EWC(DiagonalFisher())
+    trainer(ewc, max_epochs=-1, max_steps=3).fit(Regression(), DataLoader(Endless(), batch_size=4))
+    assert ewc.terms[0].operator.provenance.record[0]["samples"] == 12
+
+
+def test_a_loader_without_length_is_read_to_its_end() -> None:
+    class Short(IterableDataset[Any]):
+        def __iter__(self) -> Any:
+            return iter(list(loader(0).dataset))
+
+    ewc = EWC(DiagonalFisher())
+    trainer(ewc).fit(Regression(), DataLoader(Short(), batch_size=8))
+    assert ewc.terms[0].operator.provenance.record[0]["samples"] == 24
+
+
+def test_a_task_that_ends_within_an_epoch_leaves_the_epochs_workers_alone() -> None:
+    ewc = EWC(DiagonalFisher(), 0.1)
+
+    class OwnClock(Regression):
+        def on_train_batch_end(self, *_: Any) -> None:
+            if self.global_step == 2:
+                ewc.end_task(self.trainer)
+
+    data = DataLoader(loader(0).dataset, batch_size=8, num_workers=1, persistent_workers=True)
+    fitting = trainer(ewc, max_epochs=2)
+    fitting.fit(OwnClock(), data)
+    assert fitting.global_step == 6
+    assert ewc.terms[0].operator.provenance.record[0]["samples"] == 24
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: EWC(DiagonalFisher(), max_rank=1), "max_rank=1 with DiagonalFisher, whose operators are not of low"),
+        (lambda: EWC(KroneckerFisher(), max_rank=1), "max_rank=1 with KroneckerFisher"),
+    ],
+)
+def test_a_rank_of_what_has_none_is_refused(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+    EWC(MeanGradientFisher(), max_rank=1)
+
+
+class Shapeless(Regression):
+    def per_sample_loss(self, batch: Any) -> Any:
+        return {"loss": super().per_sample_loss(batch)}
+
+
+@pytest.mark.parametrize(
+    ("model", "regularizer", "message"),
+    [
+        (
+            Shapeless,
+            lambda: EWC(DiagonalFisher()),
+            "EWC 'ewc'.*first batch, a list.*Shapeless.per_sample_loss",
+        ),
+        (Regression, lambda: MAS(output="net"), "MAS 'mas'.*MAS needs output=lambda module, batch"),
+        (Regression, lambda: MAS(output=lambda m, b: m.net(b[0]).sum()), "MAS 'mas'.*a scalar.*MAS needs output="),
+        (
+            Shapeless,
+            lambda: SynapticIntelligence("auto"),
+            "SynapticIntelligence '.*Shapeless.per_sample_loss",
+        ),
+    ],
+    ids=["dict", "no function", "scalar", "reference"],
+)
+def test_a_loss_or_output_that_does_not_fit_names_its_regulariser(model: Any, regularizer: Any, message: str) -> None:
+    fitted = model()
+    before = weights(fitted)
+    with pytest.raises(ValueError, match=message):
+        fit_tasks(fitted, regularizer())
+    assert all(torch.equal(a, b) for a, b in zip(before, weights(fitted), strict=True))
+
+
+def test_a_strength_whose_reference_needs_an_output_is_refused_in_setup() -> None:
+    matched = TraceMatched(1.0, DiagonalFisher(residual="model"))
+    with pytest.raises(TypeError, match="needs the model's output, and Regression has no `output_loss`"):
+        fit_tasks(Regression(), SynapticIntelligence(matched))
+
+
+def test_a_stream_is_tried_on_its_own_samples() -> None:
+    asked: list[int | None] = []
+
+    class Asked(Stream):
+        def importance_dataloader(self, task: int | None = None) -> Any:
+            asked.append(task)
+            return loader(task or 0)
+
+    seen: list[int] = []
+
+    class Trained(Regression):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            seen.append(len(asked))
+            return super().training_step(batch, batch_idx)
+
+    trainer(EWC(DiagonalFisher()), max_epochs=3).fit(Trained(), datamodule=Asked())
+    assert asked == [0, 0, 1]  # tried on the first, taken of the first and of the second
+    assert seen[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("made", "other"),
+    [
+        (lambda: SynapticIntelligence(damping=0.1), lambda: SynapticIntelligence(damping=0.2)),
+        (lambda: SynapticIntelligence(), lambda: SynapticIntelligence(exclude=["net.2.*"])),
+        (lambda: L2SP(), lambda: L2SP(include=["net.0.*"])),
+        (lambda: EWC(DiagonalFisher()), lambda: EWC(DiagonalFisher(exclude=["net.2.*"]))),
+    ],
+    ids=["damping", "exclude", "L2-SP", "EWC"],
+)
+@pytest.mark.parametrize("running", [False, True], ids=["ended", "within a task"])
+def test_a_checkpoint_of_another_importance_is_not_loaded(made: Any, other: Any, running: bool) -> None:
+    regularizer = made()
+    state: dict[str, Any] = {}
+
+    class Saving(Regression):
+        def on_train_batch_end(self, *_: Any) -> None:
+            state.update(regularizer.state_dict())
+
+    fit_tasks(Saving(), regularizer, tasks=(0,))
+    if not running:
+        state = regularizer.state_dict()
+    if running and isinstance(regularizer, EWC):
+        other().load_state_dict(state)  # nothing is kept of the first task yet
+        return
+    with pytest.raises(ValueError, match="the checkpoint's (importance|path) of"):
+        other().load_state_dict(state)
+    made().load_state_dict(state)
