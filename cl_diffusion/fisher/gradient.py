@@ -61,6 +61,7 @@ class LossGradients:
                 f"none of the {len(trainable)} trainable parameters ({shown}) is selected; widen include, or narrow "
                 "exclude"
             )
+        parameters.require_real(self.parameters)
         if chunk_size is not None and chunk_size < 1:
             raise ValueError(f"chunk_size={chunk_size!r}; expected at least 1 sample, or None")
         self._model = model

@@ -130,7 +130,21 @@ def matching(a: Mapping[str, Tensor], include: Sequence[str], exclude: Sequence[
             f"include={list(include)!r}, exclude={list(exclude)!r} select none of {len(a)} trainable parameters "
             f"({', '.join(list(a)[:3])}, ...); widen include, or narrow exclude"
         )
-    return found
+    return require_real(found)
+
+
+def require_real(a: Parameters) -> Parameters:
+    """The vector, if none of its entries is complex: quadratics here are of real vectors.
+
+    Raises:
+        TypeError: one is; names it.
+    """
+    if odd := [name for name, tensor in a.items() if tensor.is_complex()]:
+        raise TypeError(
+            f"parameter {odd[0]!r} is complex, and an importance is a quadratic of real numbers; exclude={odd}, or "
+            "keep it as torch.view_as_real shows it"
+        )
+    return a
 
 
 def _dot(x: Tensor, y: Tensor) -> Tensor:

@@ -165,6 +165,46 @@ def test_a_loss_or_output_that_does_not_fit_names_its_regulariser(model: Any, re
     assert all(torch.equal(a, b) for a, b in zip(before, weights(fitted), strict=True))
 
 
+class Waves(Regression):
+    def __init__(self) -> None:
+        super().__init__()
+        self.phase = nn.Parameter(torch.ones(3, dtype=torch.complex64))
+
+    def per_sample_loss(self, batch: Any) -> Tensor:
+        return super().per_sample_loss(batch) + self.phase.abs().sum()
+
+
+@pytest.mark.parametrize("make", [lambda **k: EWC(DiagonalFisher(**k)), SynapticIntelligence, L2Init, MAS])
+def test_a_complex_parameter_is_refused_by_name_and_may_be_excluded(make: Any) -> None:
+    output = {"output": lambda module, batch: module.net(batch[0])} if make is MAS else {}
+    with pytest.raises((TypeError, ValueError), match="parameter 'phase' is complex.*exclude=\\['phase'\\]"):
+        fit_tasks(Waves(), make(**output))
+    fit_tasks(Waves(), regularizer := make(exclude=["phase"], **output))
+    assert regularizer.terms
+
+
+def test_precision_is_that_of_each_parameter_itself() -> None:
+    """A frozen half-precision parameter that comes first rounds nothing of a double-precision model."""
+
+    class Mixed(Regression):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net.double()
+            net = self.net
+            del self.net
+            self.first = nn.Parameter(torch.zeros(2, dtype=torch.bfloat16), requires_grad=False)
+            self.net = net
+
+        def per_sample_loss(self, batch: Any) -> Tensor:
+            return (self.net(batch[0].double()) - batch[1].double()).square().mean(1)
+
+    fit_tasks(Mixed(), ewc := EWC(DiagonalFisher(), 1.0))
+    theta = {name: p.detach() for name, p in Mixed().named_parameters()}
+    assert next(iter(theta)) == "first"
+    (term,) = ewc.penalty.working(theta)
+    assert {tensor.dtype for tensor in term.anchor.values()} == {torch.float64}
+
+
 def test_a_strength_whose_reference_needs_an_output_is_refused_in_setup() -> None:
     matched = TraceMatched(1.0, DiagonalFisher(residual="model"))
     with pytest.raises(TypeError, match="needs the model's output, and Regression has no `output_loss`"):

@@ -28,7 +28,7 @@ class SmallConvNet(nn.Module):
 
 
 class NormedNet(nn.Module):
-    """BatchNorm in evaluation mode, LayerNorm, a strided convolution, and a parameter that no layer owns."""
+    """BatchNorm in evaluation mode, LayerNorm, a strided convolution, and two parameters that no layer owns."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,12 +37,13 @@ class NormedNet(nn.Module):
         self.batch_norm.running_mean.uniform_(-1, 1)
         self.batch_norm.running_var.uniform_(0.5, 2)
         self.position = nn.Parameter(torch.randn(12))
+        self.gain = nn.Parameter(torch.tensor(1.5))
         self.layer_norm = nn.LayerNorm(12)
         self.out = nn.Linear(12, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         features = torch.tanh(self.batch_norm(self.conv(x))).flatten(1) + self.position
-        return self.out(torch.tanh(self.layer_norm(features)))
+        return self.out(self.gain * torch.tanh(self.layer_norm(features)))
 
 
 def squared_error(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
@@ -88,7 +89,7 @@ def dense_gradients(model: nn.Module, data: tuple[Tensor, ...], loss: Any = squa
     model.eval()
     weights = {f"model.{n}": p.detach() for n, p in parameters.trainable_parameters(model).items()}
     jacobian = jacrev(lambda w: functional_call(Losses(), w, ()))(weights)
-    return torch.cat([j.flatten(1) for j in jacobian.values()], dim=1)
+    return torch.cat([parameters.flat_rows(j) for j in jacobian.values()], dim=1)
 
 
 def dense_jacobians(model: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:

@@ -85,7 +85,8 @@ def test_other_layers_take_the_exact_diagonal_and_the_record_says_so() -> None:
     model, data = problem("normed")
     operator = estimate(KroneckerFisher(), model, squared_error, batches(data, 5))
     assert isinstance(operator, BlockDiagonal)
-    on_the_diagonal = ["batch_norm.bias", "batch_norm.weight", "layer_norm.bias", "layer_norm.weight", "position"]
+    norms = [f"{norm}.{part}" for norm in ("batch_norm", "layer_norm") for part in ("bias", "weight")]
+    on_the_diagonal = sorted([*norms, "gain", "position"])
     record = operator.provenance.record[0]
     assert record["on_the_diagonal"] == on_the_diagonal
     assert record["kronecker_layers"] == 2

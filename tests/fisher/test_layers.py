@@ -115,7 +115,7 @@ def test_a_layer_is_recognised_and_verified(name: str) -> None:
 
 
 def test_the_layers_of_a_net_with_attention_cover_all_its_parameters_and_a_free_parameter_is_left() -> None:
-    for kind, left in (("conv", set()), ("normed", {"position"})):
+    for kind, left in (("conv", set()), ("normed", {"position", "gain"})):
         model, data = problem(kind)
         gradients = LossGradients(model.eval(), squared_error)
         assert gradients.visit_layers(data, lambda layer: None) == left

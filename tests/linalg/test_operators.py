@@ -17,7 +17,11 @@ from cl_diffusion.linalg import (
 )
 from tests.linalg.laws import check_operator, dense
 
-LIKE = {"weight": torch.zeros(3, 2, dtype=torch.float64), "bias": torch.zeros(4, dtype=torch.float64)}
+LIKE = {
+    "weight": torch.zeros(3, 2, dtype=torch.float64),
+    "bias": torch.zeros(3, dtype=torch.float64),
+    "gain": torch.zeros((), dtype=torch.float64),
+}
 SIZE = 10
 
 
@@ -30,7 +34,7 @@ def random_vectors(rank: int, seed: int = 0) -> dict[str, torch.Tensor]:
 
 
 def columns(vectors: dict[str, torch.Tensor]) -> torch.Tensor:
-    return torch.cat([v.flatten(1) for v in vectors.values()], dim=1).T
+    return torch.cat([parameters.flat_rows(v) for v in vectors.values()], dim=1).T
 
 
 def dense_in_float32(operator: Operator, like: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -239,3 +243,17 @@ def test_nearly_dependent_columns_survive_a_second_construction_bit_for_bit() ->
     v, w = torch.randn(2, 10, dtype=torch.float64, generator=generator)
     first = total([LowRank({"a": x[None]}, torch.ones(1)) for x in (v, v + 1e-3 * w)])
     assert torch.equal(operator_from_state(first.state()).vectors["a"], first.vectors["a"])
+
+
+def test_columns_in_half_precision_that_are_not_orthonormal_are_told_from_those_that_are() -> None:
+    """At a cosine of .2, below what bfloat16 rounds, the eigenvalues are 1.2 and 0.8."""
+    across = torch.zeros(2, 10, dtype=torch.bfloat16)
+    across[:, 0] = torch.tensor([1.0, 0.2])
+    across[1, 1] = (1 - 0.2**2) ** 0.5
+    operator = LowRank({"w": across}, torch.ones(2))
+    expected = across.float().T @ across.float()
+    found = dense_in_float32(operator, {"w": torch.zeros(10)})
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    vector = {"w": torch.arange(10, dtype=torch.bfloat16)}
+    solved = operator.resolvent(vector, 3.0)["w"].float()
+    torch.testing.assert_close(solved + 3.0 * expected @ solved, vector["w"].float(), rtol=1e-5, atol=1e-4)
