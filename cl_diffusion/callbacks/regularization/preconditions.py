@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
@@ -73,6 +73,32 @@ def require_parameters(
         found = f"it in shape {shapes[first]}" if first in shapes else "no such parameter"
         others = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
         raise ValueError(
-            f"{regularizer!r} holds {first!r} in shape {held[first]}, and {kind} has {found}{others}; leave what "
+            f"{regularizer} holds {first!r} in shape {held[first]}, and {kind} has {found}{others}; leave what "
             f"changes out of the importance from the first task on: {excluding(changed)}"
         )
+
+
+def require_same_importance(
+    terms: Sequence[Mapping[str, Any]], identity: Mapping[str, str], scale: Mapping[str, str], regularizer: str
+) -> None:
+    """Refuse the terms of a checkpoint whose importance is not what would be added to them.
+
+    Args:
+        terms: as a checkpoint holds them.
+        identity: what the regulariser's own importance is, as far as it says.
+        scale: what its strength scales importances to.
+        regularizer: as it is called.
+
+    Raises:
+        ValueError: names what differs, both values and what to do.
+    """
+    expected = {"scale": None, **({"parameters": None} if identity else {}), **identity, **scale}
+    for term in terms:
+        found = term["provenance"]["identity"]
+        for field, value in expected.items():
+            if found.get(field) != value:
+                raise ValueError(
+                    f"{regularizer}: the checkpoint's importance has {field}={found.get(field)!r}, this one's "
+                    f"{value!r}; use the {'strength' if field == 'scale' else 'arguments'} that the checkpoint was "
+                    "made with, or start without the checkpoint"
+                )

@@ -18,6 +18,7 @@ from cl_diffusion.callbacks.regularization.preconditions import (
     refuse_sharded,
     require_names_of_their_own,
     require_parameters,
+    require_same_importance,
 )
 from cl_diffusion.callbacks.regularization.sample_gradients import estimate_on_task, sample_loss, try_on_batch
 from cl_diffusion.callbacks.regularization.stability import diverging
@@ -94,6 +95,10 @@ class Regularizer(TaskCallback):
         return self._generate_state_key(name=self.name)
 
     @property
+    def _called(self) -> str:
+        return f"{type(self).__name__} {self.name!r}"
+
+    @property
     def enabled(self) -> bool:
         """Whether there is a penalty at all."""
         return self.strength.largest > 0
@@ -136,7 +141,7 @@ class Regularizer(TaskCallback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        require_parameters(self.held(), pl_module, self.name, self.excluding)
+        require_parameters(self.held(), pl_module, self._called, self.excluding)
         self._tried = False
         active = _active(trainer)
         if next(iter(active), None) is self:  # acts for all: each sees the task's gradient before any penalty is added
@@ -145,7 +150,7 @@ class Regularizer(TaskCallback):
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_epoch_start(trainer, pl_module)
-        require_parameters(self.held(), pl_module, self.name, self.excluding)
+        require_parameters(self.held(), pl_module, self._called, self.excluding)
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -154,9 +159,7 @@ class Regularizer(TaskCallback):
             return
         self._tried = True
         for estimator, loss in self.estimates(pl_module):
-            try_on_batch(
-                trainer, pl_module, estimator, loss, batch, self._running, f"{type(self).__name__} {self.name!r}"
-            )
+            try_on_batch(trainer, pl_module, estimator, loss, batch, self._running, self._called)
 
     @override
     def on_task_start(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
@@ -240,16 +243,7 @@ class Regularizer(TaskCallback):
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        expected = {"scale": None, **self.identity(), **self.strength.scale}
-        for state in state_dict["terms"]:
-            identity = state["provenance"]["identity"]
-            if differing := [field for field, value in expected.items() if identity.get(field) != value]:
-                field = differing[0]
-                raise ValueError(
-                    f"the checkpoint's importance of {self.name!r} has {field}={identity.get(field)!r}, that of this "
-                    f"{type(self).__name__} {expected[field]!r}; use the {'strength' if field == 'scale' else 'one'} "
-                    "that the checkpoint was made with, or start without the checkpoint"
-                )
+        require_same_importance(state_dict["terms"], self.identity(), self.strength.scale, self._called)
         self.penalty.load_state(state_dict)
         self._taken = dict(state_dict["steps_taken"])
 
@@ -262,7 +256,7 @@ class Regularizer(TaskCallback):
         if reason := diverging(step.optimizer, step.trained, self.penalty, strength):
             self._warned = True
             rank_zero_warn(
-                f"{type(self).__name__} {self.name!r}: {reason}. Use mode='proximal', which is stable at every "
+                f"{self._called}: {reason}. Use mode='proximal', which is stable at every "
                 "strength, or a smaller strength or learning rate"
             )
 

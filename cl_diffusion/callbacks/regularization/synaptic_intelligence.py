@@ -113,7 +113,7 @@ class SynapticIntelligence(Regularizer):
         path = state_dict["path"]
         if path is not None and path["identity"] != self.identity():
             raise ValueError(
-                f"the checkpoint's path of {self.name!r} was gathered with {path['identity']}, this one's would be "
-                f"with {self.identity()}; use the arguments that the checkpoint was made with"
+                f"{self._called}: the checkpoint's path is that of {path['identity']}, this one's would be of "
+                f"{self.identity()}; use the arguments that the checkpoint was made with"
             )
         self._path = None if path is None else PathIntegral.from_state(path)
