@@ -8,12 +8,18 @@ from typing import TYPE_CHECKING, Any
 from cl_diffusion.version import __version__
 
 if TYPE_CHECKING:
-    from cl_diffusion.data import TaskDataModule
-    from cl_diffusion.modules import DDPM
+    from cl_diffusion.data import ReplayDataModule, TaskDataModule
+    from cl_diffusion.modules import DDPM, DistillationMixin, DistilledDDPM
 
-__all__ = ["DDPM", "TaskDataModule", "__version__"]
+__all__ = ["DDPM", "DistillationMixin", "DistilledDDPM", "ReplayDataModule", "TaskDataModule", "__version__"]
 
-_HOMES = {"DDPM": "cl_diffusion.modules", "TaskDataModule": "cl_diffusion.data"}
+_HOMES = {
+    "DDPM": "cl_diffusion.modules",
+    "DistillationMixin": "cl_diffusion.modules",
+    "DistilledDDPM": "cl_diffusion.modules",
+    "ReplayDataModule": "cl_diffusion.data",
+    "TaskDataModule": "cl_diffusion.data",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+
+class ReplayBatch(NamedTuple):
+    """What a step sees where old tasks are replayed: a batch of the current task, and beside it one of old ones."""
+
+    current: Any
+    replay: Any
 
 
 @runtime_checkable

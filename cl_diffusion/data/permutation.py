@@ -18,6 +18,9 @@ class Purpose(IntEnum):
     FRACTION = 2
     IMPORTANCE = 3
     CLASS_ORDER = 4
+    BUFFER = 5
+    REPLAY = 6
+    GENERATION = 7
 
 
 def keyed_permutation(length: int, seed: int, purpose: Purpose, index: int = 0) -> Tensor:

@@ -24,10 +24,19 @@ class KeyedSampler(DistributedSampler[int]):
         epoch: of the order; Lightning moves it on by ``set_epoch``.
         num_replicas: ``W``.
         rank: ``r``.
+        shuffle: False visits the samples in the data set's own order in every epoch.
     """
 
-    def __init__(self, dataset: Sized, seed: int, epoch: int = 0, num_replicas: int = 1, rank: int = 0) -> None:
-        super().__init__(dataset, num_replicas=num_replicas, rank=rank, seed=seed)  # type: ignore[arg-type]
+    def __init__(
+        self,
+        dataset: Sized,
+        seed: int,
+        epoch: int = 0,
+        num_replicas: int = 1,
+        rank: int = 0,
+        shuffle: bool = True,
+    ) -> None:
+        super().__init__(dataset, num_replicas=num_replicas, rank=rank, seed=seed, shuffle=shuffle)  # type: ignore[arg-type]
         self.epoch = epoch
         self._visited = (epoch, 0)
 
@@ -43,7 +52,9 @@ class KeyedSampler(DistributedSampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         length = len(self.dataset)  # type: ignore[arg-type]
-        order = keyed_permutation(length, self.seed, Purpose.EPOCH, self.epoch)
+        order = torch.arange(length)
+        if self.shuffle:
+            order = keyed_permutation(length, self.seed, Purpose.EPOCH, self.epoch)
         share = torch.arange(self.rank, self.total_size, self.num_replicas) % length
         return iter(order[share][self.visited :].tolist())
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cl_diffusion.diffusion.bands import SNRBand, SNRBands, quantile_bands
 from cl_diffusion.diffusion.denoiser import Denoiser
-from cl_diffusion.diffusion.loss import DenoisingLoss, DrawnBatch
+from cl_diffusion.diffusion.loss import DenoisingLoss, DrawnBatch, Reduction
 from cl_diffusion.diffusion.prediction import Prediction
 from cl_diffusion.diffusion.schedule import NoiseSchedule
 
@@ -14,6 +14,7 @@ __all__ = [
     "DrawnBatch",
     "NoiseSchedule",
     "Prediction",
+    "Reduction",
     "SNRBand",
     "SNRBands",
     "quantile_bands",

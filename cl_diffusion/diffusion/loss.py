@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -12,6 +12,8 @@ from cl_diffusion.diffusion.denoiser import Denoiser
 from cl_diffusion.diffusion.prediction import training_target
 from cl_diffusion.diffusion.schedule import NoiseSchedule
 from cl_diffusion.keys import keyed_integers, keyed_normal
+
+Reduction = Literal["mean", "half_sum"]
 
 
 class DrawnBatch(NamedTuple):
@@ -35,10 +37,18 @@ class DenoisingLoss:
 
     Args:
         band: restrict ``t`` to the timesteps of this band; None is all of them.
+        reduction: ``"mean"`` over elements, or ``"half_sum"``, half their sum, which is ``d/2`` times that. A strength
+            of a quadratic penalty that is stated for half sums is ``d/2`` times smaller than for means.
+
+    Raises:
+        ValueError: the reduction is unknown.
     """
 
-    def __init__(self, band: SNRBand | None = None) -> None:
+    def __init__(self, band: SNRBand | None = None, reduction: Reduction = "mean") -> None:
+        if reduction not in get_args(Reduction):
+            raise ValueError(f"reduction={reduction!r}: expected one of {', '.join(map(repr, get_args(Reduction)))}.")
         self.band = band
+        self.reduction: Reduction = reduction
 
     def draw(
         self, schedule: NoiseSchedule, images: Tensor, labels: Tensor | None = None, keys: Tensor | None = None
@@ -70,9 +80,13 @@ class DenoisingLoss:
         return DrawnBatch(images, labels, timesteps, noise, schedule.log_snr.to(images.device)[timesteps])
 
     def __call__(self, denoiser: Denoiser, drawn: DrawnBatch) -> Tensor:
-        """The loss of each sample, ``(B,)``: mean over the elements of its prediction, not averaged over samples."""
-        squared_error: Tensor = (self.output(denoiser, drawn) - self.target(denoiser, drawn)).square()
-        return squared_error.flatten(1).mean(1)
+        """The loss of each sample, ``(B,)``: reduced over the elements of its prediction, not averaged over samples."""
+        return self.reduced(self.output(denoiser, drawn), self.target(denoiser, drawn))
+
+    def reduced(self, output: Tensor, target: Tensor) -> Tensor:
+        """The squared error of each sample: ``(B,)`` from two ``(B, ...)``."""
+        squared_error = (output - target).square().flatten(1)
+        return squared_error.mean(1) if self.reduction == "mean" else squared_error.sum(1) / 2
 
     def output(self, denoiser: Denoiser, drawn: DrawnBatch) -> Tensor:
         """The network's prediction for each sample, of the shape of the images."""
@@ -92,5 +106,5 @@ class DenoisingLoss:
         return {
             "noise_schedule": schedule.extra_repr(),
             "timestep_law": f"uniform over t = {low}..{high} of 0..{last}",
-            "loss_reduction": "mean over elements",
+            "loss_reduction": {"mean": "mean over elements", "half_sum": "half the sum over elements"}[self.reduction],
         }

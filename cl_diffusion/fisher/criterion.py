@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -48,12 +48,22 @@ class Criterion(ABC):
 
 
 class SquaredError(Criterion):
-    """``l = (1/d) sum_j (f_j - y_j)^2``, the mean over the ``d`` elements of a sample: a Gaussian of variance ``d/2``.
+    """``l = w sum_j (f_j - y_j)^2`` over the ``d`` elements of a sample: a Gaussian of variance ``1 / (2 w)``.
 
-    So the true Fisher is ``(2/d) E[J^T J]``.
+    So the true Fisher is ``2 w E[J^T J]``.
+
+    Args:
+        reduction: ``"mean"`` is ``w = 1/d``, ``"half_sum"`` is ``w = 1/2``.
+
+    Raises:
+        ValueError: the reduction is unknown.
     """
 
-    name = "squared error, mean over elements"
+    def __init__(self, reduction: Literal["mean", "half_sum"] = "mean") -> None:
+        if reduction not in ("mean", "half_sum"):
+            raise ValueError(f"reduction={reduction!r}; expected 'mean' or 'half_sum'")
+        self.reduction = reduction
+        self.name = f"squared error, {'mean' if reduction == 'mean' else 'half the sum'} over elements"
 
     @override
     def __call__(self, output: Tensor, target: Tensor) -> Tensor:
@@ -62,8 +72,8 @@ class SquaredError(Criterion):
                 f"output has shape {tuple(output.shape)} and target {tuple(target.shape)}; expected the same, for "
                 "broadcasting would compare samples with each other"
             )
-        squared_error: Tensor = (output - target).square()
-        return squared_error.reshape(len(output), -1).mean(1)
+        squared_error: Tensor = (output - target).square().reshape(len(output), -1)
+        return squared_error.mean(1) if self.reduction == "mean" else squared_error.sum(1) / 2
 
     @override
     def randomness(self, target: Tensor, keys: Tensor) -> Tensor:
@@ -71,8 +81,7 @@ class SquaredError(Criterion):
 
     @override
     def sampled_target(self, output: Tensor, randomness: Tensor) -> Tensor:
-        deviation: float = (output[0].numel() / 2) ** 0.5
-        return output + deviation * randomness
+        return output + (2 * self._weight(output)) ** -0.5 * randomness
 
     @override
     def num_outcomes(self, output: Tensor) -> int:
@@ -81,12 +90,15 @@ class SquaredError(Criterion):
     @override
     def outcome_losses(self, output: Tensor, outcome: Tensor) -> Tensor:
         flat = output.reshape(len(output), -1)
-        scale: float = (2 / flat.shape[1]) ** 0.5
-        return scale * flat.gather(1, outcome[:, None])[:, 0]
+        return (2 * self._weight(output)) ** 0.5 * flat.gather(1, outcome[:, None])[:, 0]
 
     @override
     def hessian_trace(self, output: Tensor) -> Tensor:
-        return torch.full_like(output.reshape(len(output), -1)[:, 0], 2.0)
+        flat = output.reshape(len(output), -1)
+        return torch.full_like(flat[:, 0], 2 * self._weight(output) * flat.shape[1])
+
+    def _weight(self, output: Tensor) -> float:
+        return 1 / output[0].numel() if self.reduction == "mean" else 0.5
 
 
 class CrossEntropy(Criterion):

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from typing_extensions import override
 
-from cl_diffusion.diffusion import Denoiser, DenoisingLoss, DrawnBatch, NoiseSchedule, Prediction
+from cl_diffusion.diffusion import Denoiser, DenoisingLoss, DrawnBatch, NoiseSchedule, Prediction, Reduction
 from cl_diffusion.diffusion.samplers import DDIMSampler, Sampler
 from cl_diffusion.fisher import OutputLoss, SquaredError
 from cl_diffusion.keys import KeyedBatch, derive_keys
+from cl_diffusion.stream import ReplayBatch
 
 _VALIDATION_SEED = 0
 
@@ -25,7 +26,8 @@ class DDPM(LightningModule):
     """A denoising diffusion model (Ho et al. 2020, 2006.11239), class-conditional where its network is.
 
     Batches are ``(images, labels)`` or images alone, images in [-1, 1]. The training loss is the mean over samples of
-    ``per_sample_loss``: the squared error of the prediction, mean over elements, at one uniform timestep a sample.
+    ``per_sample_loss``: the squared error of the prediction, mean over elements, at one uniform timestep a sample. A
+    ``ReplayBatch`` is one batch of both its parts.
 
     Args:
         network: a diffusers 2-D model, or any module called as ``network(x_t, t, y)``.
@@ -35,6 +37,7 @@ class DDPM(LightningModule):
         lr_scheduler: from an optimizer to a scheduler, stepped every epoch.
         sampler: draws the images of ``sample``; by default 50 DDIM steps.
         image_shape: ``(channels, height, width)``; taken from the data module where there is one.
+        reduction: of the squared error over elements: ``"mean"``, or ``"half_sum"``; see ``DenoisingLoss``.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class DDPM(LightningModule):
         lr_scheduler: LRSchedulerCallable | None = None,
         sampler: Sampler | None = None,
         image_shape: tuple[int, int, int] | None = None,
+        reduction: Reduction = "mean",
     ) -> None:
         super().__init__()
         # Under LightningCLI the configuration is kept, from which everything can be built again; otherwise only plain
@@ -54,7 +58,7 @@ class DDPM(LightningModule):
         objects = [] if from_configuration else ["network", "schedule", "optimizer", "lr_scheduler", "sampler"]
         self.save_hyperparameters(ignore=objects, logger=False)
         self.denoiser = Denoiser(network, schedule or NoiseSchedule.linear(), prediction)
-        self.loss = DenoisingLoss()
+        self.loss = DenoisingLoss(reduction=reduction)
         self.sampler = sampler or DDIMSampler(steps=50)
         self.image_shape = image_shape
         self._optimizer = optimizer
@@ -75,7 +79,7 @@ class DDPM(LightningModule):
     def output_loss(self) -> OutputLoss:
         """The per-sample loss, taken apart into output, target and squared error: for true Fishers and the like."""
         return OutputLoss(
-            SquaredError(),
+            SquaredError(self.loss.reduction),
             output=lambda module, drawn: module.loss.output(module.denoiser, drawn),
             target=lambda module, drawn: module.loss.target(module.denoiser, drawn),
         )
@@ -86,7 +90,7 @@ class DDPM(LightningModule):
         return self.loss.draw(self.denoiser.schedule, images, labels, keys)
 
     def per_sample_loss(self, batch: Any) -> Tensor:
-        """``(B,)``: mean over elements of the squared error, deterministic for a ``DrawnBatch``."""
+        """``(B,)``: the squared error, reduced over elements, deterministic for a ``DrawnBatch``."""
         drawn = batch if isinstance(batch, DrawnBatch) else self.draw(batch)
         return self.loss(self.denoiser, drawn)
 
@@ -132,7 +136,7 @@ class DDPM(LightningModule):
 
     @override
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        losses = self.per_sample_loss(batch)
+        losses = self.per_sample_loss(together(batch) if isinstance(batch, ReplayBatch) else batch)
         loss = losses.mean()
         self.log("train_loss", loss, prog_bar=True, batch_size=len(losses))
         return loss
@@ -199,6 +203,13 @@ class DDPM(LightningModule):
         for task, mean in sorted(self._task_losses.items()):
             self.log(f"{name}/task_{task + 1}", mean.compute())
         self._task_losses.clear()
+
+
+def together(batch: ReplayBatch) -> Any:
+    """A replay batch's current images (and labels) and those of old tasks as one batch."""
+    if isinstance(batch.current, Tensor):
+        return torch.cat([batch.current, batch.replay])
+    return tuple(torch.cat(parts) for parts in zip(batch.current, batch.replay, strict=True))
 
 
 def _check_same_architecture(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:

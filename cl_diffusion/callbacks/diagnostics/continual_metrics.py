@@ -14,7 +14,6 @@ from typing_extensions import override
 from cl_diffusion.callbacks.batches import TransferredBatches, images_and_labels, joined, keyed
 from cl_diffusion.callbacks.diagnostics.continual_table import print_table, write_csv
 from cl_diffusion.callbacks.diagnostics.sample_grid import log_grid
-from cl_diffusion.callbacks.progress import track
 from cl_diffusion.callbacks.task import TaskCallback, task_stream
 from cl_diffusion.diffusion.samplers import Sampler
 from cl_diffusion.evaluation_mode import evaluation_mode
@@ -22,6 +21,7 @@ from cl_diffusion.keys import derive_keys
 from cl_diffusion.metrics.continual_matrix import ContinualMatrix
 from cl_diffusion.metrics.generation_quality import HIGHER_IS_BETTER, GenerationQuality
 from cl_diffusion.metrics.reference_classifier import trained_reference
+from cl_diffusion.progress import track
 from cl_diffusion.stream import TaskStream
 
 

@@ -11,12 +11,12 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from torch import Tensor
 
 from cl_diffusion.callbacks.batches import TransferredBatches, training_batches
-from cl_diffusion.callbacks.progress import track
 from cl_diffusion.callbacks.regularization.unrecorded import unrecorded
 from cl_diffusion.callbacks.task import task_stream
 from cl_diffusion.fisher import FisherEstimator, OneByOne, OutputLoss, SquaredOutput, estimate, try_out
 from cl_diffusion.fisher.gradient import Loss
 from cl_diffusion.linalg import Operator
+from cl_diffusion.progress import track
 
 _ADD = "add `def per_sample_loss(self, batch) -> Tensor` that returns one loss a sample, shape (B,)"
 

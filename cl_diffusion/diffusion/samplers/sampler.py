@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, final
 
 import torch
@@ -83,19 +83,38 @@ class Sampler(ABC):
                 not finite.
         """
         labels, count = _labels_and_count(denoiser, labels, num_images)
+        *_, (_, x) = self.chain(denoiser, (count, *shape), labels, generator=generator, progress=progress)
+        return x.clamp(-1, 1) if self.clip else x
+
+    @final
+    def chain(
+        self,
+        denoiser: Denoiser,
+        shape: tuple[int, ...],
+        labels: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        progress: Callable[[Iterable[Step]], Iterable[Step]] | None = None,
+    ) -> Iterator[tuple[int, Tensor]]:
+        """``(t, x_t)`` at every timestep that is visited, from noise to ``(-1, x)``; ``shape`` is ``(N, C, H, W)``.
+
+        Raises:
+            ValueError: a value is not finite.
+        """
         visited = self.timesteps(denoiser.schedule)
         steps = [Step(s, t) for t, s in zip(visited, [*visited[1:], -1], strict=True)]
-        normal = _normal(denoiser, (count, *shape), generator)
-        with evaluation_mode(denoiser), torch.no_grad():
-            x = normal()
-            for step in steps if progress is None else progress(steps):
+        normal = _normal(denoiser, shape, generator)
+        x = normal()
+        yield visited[0], x
+        for step in steps if progress is None else progress(steps):
+            with evaluation_mode(denoiser), torch.no_grad():
                 x = self.step(denoiser, x, labels, step, normal)
-                if not x.isfinite().all():
-                    raise ValueError(
-                        f"the step from t={step.t} to {step.s} gave values that are not finite: check the weights, and "
-                        f"that prediction={denoiser.prediction!r} is what the network was trained for."
-                    )
-        return x.clamp(-1, 1) if self.clip else x
+            if not x.isfinite().all():
+                raise ValueError(
+                    f"the step from t={step.t} to {step.s} gave values that are not finite: check the weights, and "
+                    f"that prediction={denoiser.prediction!r} is what the network was trained for."
+                )
+            yield step.s, x
 
     @final
     def x0_and_noise(self, denoiser: Denoiser, x_t: Tensor, t: int, labels: Tensor | None) -> tuple[Tensor, Tensor]:

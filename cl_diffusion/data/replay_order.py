@@ -1,0 +1,84 @@
+"""Which images are replayed in an epoch, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from cl_diffusion.data.images import Shape
+from cl_diffusion.data.labelled import LabelledImages
+from cl_diffusion.data.permutation import Purpose, keyed_generator
+from cl_diffusion.data.replay_source import Pool
+from cl_diffusion.data.selection import Samples
+
+
+class JoinedImages(LabelledImages):
+    """The images of several pools behind one another.
+
+    Args:
+        parts: at least one, of one shape.
+    """
+
+    def __init__(self, parts: Sequence[LabelledImages]) -> None:
+        self.parts = parts
+        self.labels = torch.cat([part.labels for part in parts])
+        self.num_classes = max(part.num_classes for part in parts)
+        self.starts = torch.tensor([0, *(len(part) for part in parts)]).cumsum(0)
+
+    @property
+    def shape(self) -> Shape:  # noqa: D102
+        return self.parts[0].shape
+
+    def images(self, indices: Sequence[int]) -> Tensor:  # noqa: D102
+        wanted = torch.as_tensor(indices)
+        found = torch.empty(len(wanted), *self.shape)
+        for number, part in enumerate(self.parts):
+            start, end = self.starts[number], self.starts[number + 1]
+            mine = (wanted >= start) & (wanted < end)
+            if mine.any():
+                found[mine] = part.images((wanted[mine] - start).tolist())
+        return found
+
+
+def replay_order(pools: Sequence[Pool], length: int, seed: int, epoch: int) -> tuple[JoinedImages, Tensor]:
+    """The pools' images, and the indices among them that an epoch replays: int64 ``(length,)``.
+
+    Pools take turns in proportion to their shares, and within a pool its classes, in a new random order each time, so
+    that so many images in a row hold every class as often, give or take one. A class shows each of its images before
+    any comes again. A function of (pools, length, seed, epoch) alone.
+    """
+    images = JoinedImages([samples.images for _, samples in pools])
+    turns = _turns([share for share, _ in pools], length)
+    order = torch.empty(length, dtype=torch.int64)
+    for number, (_, samples) in enumerate(pools):
+        mine = (turns == number).nonzero().flatten()
+        generator = keyed_generator(seed, Purpose.REPLAY, epoch * len(pools) + number)
+        order[mine] = images.starts[number] + _balanced(samples, len(mine), generator)
+    return images, order
+
+
+def _turns(shares: Sequence[float], length: int) -> Tensor:
+    """Whose turn it is: at every position the pool that is furthest behind its share."""
+    given = torch.zeros(len(shares), dtype=torch.float64)
+    wanted = torch.tensor(shares, dtype=torch.float64)
+    turns = torch.empty(length, dtype=torch.int64)
+    for position in range(length):
+        turns[position] = next_ = int((wanted * (position + 1) - given).argmax())
+        given[next_] += 1
+    return turns
+
+
+def _balanced(samples: Samples, length: int, generator: torch.Generator) -> Tensor:
+    labels = [label for label, indices in samples.by_class.items() if len(indices)]
+    rounds = -(-length // len(labels))
+    columns = torch.stack([_in_turn(samples.by_class[label], rounds, generator) for label in labels], dim=1)
+    shuffled = torch.rand(columns.shape, generator=generator).argsort(1)
+    return columns.gather(1, shuffled).flatten()[:length]
+
+
+def _in_turn(indices: Tensor, length: int, generator: torch.Generator) -> Tensor:
+    """All indices in a random order, then all again in another, until there are enough."""
+    times = -(-length // len(indices))
+    return torch.cat([indices[torch.randperm(len(indices), generator=generator)] for _ in range(times)])[:length]

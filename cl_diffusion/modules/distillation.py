@@ -1,0 +1,152 @@
+"""A module that learns a task and is held, by its own earlier self, to what it knew."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from cl_diffusion.stream import ReplayBatch, TaskStream
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule as _Base
+else:
+    _Base = object
+
+Balance = Literal["balanced", "sum"]
+
+
+class DistillationMixin(_Base):
+    """For a LightningModule: the loss of the current task, and one on old tasks that a frozen teacher may set.
+
+    *Balanced* (Masip et al. 2023, 2311.14028), with ``k`` tasks learned before: ``L_current / (k + 1) + (1 - 1/(k + 1))
+    lambda L_old``. *Sum* (2509.23593): ``L_current + lambda L_old``.
+
+    The teacher is a copy of ``student`` as the last task left it. It is made when the next task of a ``TaskStream``
+    starts (elsewhere: ``freeze_teacher()``), and stands outside the module's own parts: no optimizer, no Fisher and no
+    gradient of several processes knows of it. Checkpoints hold it.
+
+    List the mixin before the LightningModule, offer ``student``, ``current_losses`` and ``old_losses``, and train on
+    ``combined_loss(batch)``.
+    """
+
+    balance: Balance
+    old_strength: float
+    _teacher: nn.Module | None
+    _taught: int
+
+    def set_up_distillation(self, balance: Balance = "balanced", old_strength: float = 1.0) -> None:
+        """To be called in ``__init__``.
+
+        Raises:
+            ValueError: ``balance`` is unknown, or ``old_strength`` is negative.
+        """
+        if balance not in get_args(Balance):
+            raise ValueError(f"balance={balance!r}; expected one of {', '.join(map(repr, get_args(Balance)))}")
+        if not 0 <= old_strength < float("inf"):
+            raise ValueError(f"old_strength={old_strength!r}; expected a finite number >= 0")
+        self.balance = balance
+        self.old_strength = old_strength
+        self._keep(None, 0)
+
+    @property
+    @abstractmethod
+    def student(self) -> nn.Module:
+        """The part of the module whose copy is the teacher."""
+
+    @abstractmethod
+    def current_losses(self, batch: Any) -> Tensor:
+        """``(B,)``, of the current task's batch."""
+
+    @abstractmethod
+    def old_losses(self, current: Any, replay: Any | None) -> Tensor | None:
+        """``(B',)`` on old tasks, given the two parts of a batch; None where there is nothing old yet."""
+
+    @property
+    def teacher(self) -> nn.Module | None:
+        """Frozen, in evaluation mode; None while the first task is learned."""
+        return self._teacher
+
+    @property
+    def tasks_before(self) -> int:
+        """``k``: how many tasks were learned before the one that is trained."""
+        stream = _stream(self)
+        return self._taught if stream is None else stream.task_at(self.trainer.current_epoch)
+
+    def freeze_teacher(self) -> None:
+        """Take the student as it is for the teacher of the next task."""
+        self._keep(_frozen_copy(self.student), self._taught + 1)
+
+    def combined_loss(self, batch: Any) -> Tensor:
+        """The scalar to train on, of a batch with or without replay."""
+        current, replay = batch if isinstance(batch, ReplayBatch) else (batch, None)
+        loss = self.current_losses(current).mean()
+        old = self.old_losses(current, replay)
+        if old is None:
+            return loss
+        share = 1 / (self.tasks_before + 1) if self.balance == "balanced" else 1.0
+        rest = 1 - share if self.balance == "balanced" else 1.0
+        return share * loss + rest * self.old_strength * old.mean()
+
+    def on_train_epoch_start(self) -> None:
+        """Freeze the teacher when a task of a stream starts."""
+        super().on_train_epoch_start()
+        stream = _stream(self)
+        if stream is not None and (task := stream.task_at(self.trainer.current_epoch)) != self._taught:
+            self._keep(_frozen_copy(self.student), task)
+        if self._teacher is not None:
+            self._teacher.to(self.device)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The teacher is no part of the state dict."""
+        super().on_save_checkpoint(checkpoint)
+        weights = None if self._teacher is None else dict(self._teacher.state_dict())
+        checkpoint["teacher"] = {"tasks": self._taught, "weights": weights}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The teacher of the checkpoint, in the architecture of this module's student.
+
+        Raises:
+            ValueError: the checkpoint has none, or of another architecture.
+        """
+        super().on_load_checkpoint(checkpoint)
+        if "teacher" not in checkpoint:
+            raise ValueError(
+                f"the checkpoint holds no teacher, and {type(self).__name__} distils from one: it was written by "
+                "another module; start without the checkpoint"
+            )
+        found = checkpoint["teacher"]
+        self._keep(None if found["weights"] is None else self._with_weights(found["weights"]), found["tasks"])
+
+    def _with_weights(self, weights: Mapping[str, Tensor]) -> nn.Module:
+        teacher = _frozen_copy(self.student)
+        mine = {name: tuple(tensor.shape) for name, tensor in teacher.state_dict().items()}
+        theirs = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+        if differing := [name for name in {**mine, **theirs} if mine.get(name) != theirs.get(name)]:
+            name = differing[0]
+            raise ValueError(
+                f"the checkpoint's teacher is of another architecture than this student: {name!r} is "
+                f"{theirs.get(name, 'absent')} in it and {mine.get(name, 'absent')} here; build the module with the "
+                "checkpoint's configuration"
+            )
+        teacher.load_state_dict(weights)
+        return teacher
+
+    def _keep(self, teacher: nn.Module | None, tasks: int) -> None:
+        object.__setattr__(self, "_teacher", teacher)  # not among the module's parts
+        self._taught = tasks
+
+
+def _frozen_copy(module: nn.Module) -> nn.Module:
+    with torch.no_grad():
+        return deepcopy(module).requires_grad_(False).eval()
+
+
+def _stream(module: Any) -> TaskStream | None:
+    trainer = module._trainer
+    datamodule = None if trainer is None else getattr(trainer, "datamodule", None)
+    return datamodule if isinstance(datamodule, TaskStream) else None

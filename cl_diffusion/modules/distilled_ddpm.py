@@ -1,0 +1,97 @@
+"""The denoising diffusion model that rehearses old tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from cl_diffusion.diffusion import Denoiser, SNRBands
+from cl_diffusion.diffusion.rehearsal import GenerativeDistillation, Rehearsal
+from cl_diffusion.modules.ddpm import DDPM, together
+from cl_diffusion.modules.distillation import Balance, DistillationMixin
+from cl_diffusion.stream import ReplayBatch
+
+
+class DistilledDDPM(DistillationMixin, DDPM):
+    """``DDPM``, with a term of the loss on old tasks: by a frozen teacher, or by replay alone.
+
+    Args:
+        network: of ``DDPM``.
+        rehearsal: what is asked about old tasks; by default ``GenerativeDistillation()``.
+        balance: of the two terms: ``"balanced"`` or ``"sum"``; see ``DistillationMixin``.
+        old_strength: ``lambda`` of the old tasks' term.
+        noise_of_replay: whether the current task's term is one mean over current and replayed images.
+        bands: of the signal-to-noise ratio, for ``band_weights``.
+        band_weights: a factor on the old tasks' term for each of ``bands``, by name; 1 where a band is left out.
+        **options: of ``DDPM``.
+
+    Raises:
+        ValueError: an argument is out of range; in training: the batches hold no replay and the rehearsal needs it.
+    """
+
+    _weights: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        rehearsal: Rehearsal | None = None,
+        balance: Balance = "balanced",
+        old_strength: float = 1.0,
+        noise_of_replay: bool = False,
+        bands: SNRBands | None = None,
+        band_weights: dict[str, float] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(network, **options)
+        self.rehearsal = rehearsal or GenerativeDistillation()
+        self.noise_of_replay = noise_of_replay
+        self.bands = bands
+        self.register_buffer("_weights", _by_band(bands, band_weights), persistent=False)
+        self.set_up_distillation(balance, old_strength)
+
+    @property
+    @override
+    def student(self) -> Denoiser:
+        return self.denoiser
+
+    @override
+    def current_losses(self, batch: Any) -> Tensor:
+        return self.per_sample_loss(batch)
+
+    @override
+    def old_losses(self, current: Any, replay: Any | None) -> Tensor | None:
+        if self.tasks_before == 0:
+            return None
+        if self.rehearsal.needs_replay and replay is None:
+            raise ValueError(
+                f"{type(self.rehearsal).__name__} asks about replayed images, and the batch holds none; use "
+                "ReplayDataModule, or LearningWithoutForgetting"
+            )
+        teacher = self.teacher if self.rehearsal.needs_teacher else self.denoiser
+        assert isinstance(teacher, Denoiser)
+        with torch.no_grad():
+            drawn = [None if part is None else self.draw(part) for part in (current, replay)]
+            assert drawn[0] is not None
+            question = self.rehearsal.question(self.loss, teacher, drawn[0], drawn[1])
+        losses = self.loss.reduced(self.denoiser(question.x_t, question.t, question.labels), question.wanted)
+        return losses if self.bands is None else losses * self._weights[self.bands(question)]
+
+    @override
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        if self.noise_of_replay and isinstance(batch, ReplayBatch):
+            batch = ReplayBatch(together(batch), batch.replay)
+        loss = self.combined_loss(batch)
+        self.log("train_loss", loss, prog_bar=True, batch_size=1)
+        return loss
+
+
+def _by_band(bands: SNRBands | None, weights: Mapping[str, float] | None) -> Tensor:
+    """The factor of each band, and 1 for what is in none (position -1)."""
+    names = () if bands is None else bands.names
+    if bad := {n: w for n, w in (weights or {}).items() if n not in names or not 0 <= w < float("inf")}:
+        raise ValueError(f"band_weights={bad!r}; expected finite numbers >= 0 for names among {list(names)} (bands)")
+    return torch.tensor([*((weights or {}).get(name, 1.0) for name in names), 1.0])
