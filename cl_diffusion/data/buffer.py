@@ -6,11 +6,12 @@ from abc import abstractmethod
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
 from cl_diffusion.data.permutation import Purpose
-from cl_diffusion.data.replay_source import OldTasks, Pool, ReplaySource, require_every_class
+from cl_diffusion.data.replay_source import OldTasks, Pool, ReplaySource
 from cl_diffusion.data.selection import Samples
 from cl_diffusion.keys import derive_keys
 
@@ -37,13 +38,15 @@ class Buffer(ReplaySource):
 
     @override
     def pools(self, old: OldTasks, trainer: Trainer | None) -> list[Pool]:
-        samples = Samples(old.real.images, self.choose(old, self._room(old)))
-        require_every_class(samples, old, type(self).__name__)
-        return [(1.0, samples)]
+        return [(1.0, Samples(old.real.images, self.choose(old, self._room(old))))]
 
     @abstractmethod
     def choose(self, old: OldTasks, room: int) -> dict[int, Tensor]:
-        """The indices of at most ``room`` real images, by class."""
+        """The indices of at most ``room`` real images, by class.
+
+        Raises:
+            ValueError: a class that the buffer promises has no image.
+        """
 
     def _room(self, old: OldTasks) -> int:
         if self.images is not None:
@@ -61,14 +64,20 @@ class Buffer(ReplaySource):
 class ReservoirBuffer(Buffer):
     """A uniform sample of all images seen so far (Vitter 1985, algorithm R): larger classes have more of it.
 
-    Each image has a random priority, a function of (seed, index); those of the highest are held.
+    Each image has a random priority, a function of (seed, index); those of the highest are held. A small reservoir may
+    hold no image of a class, and then does not replay it: it warns.
     """
 
     @override
     def choose(self, old: OldTasks, room: int) -> dict[int, Tensor]:
         indices = old.real.indices(old.all_classes)
         kept = indices[_priorities(indices, old.seed).argsort()[:room]]
-        return {label: kept[torch.isin(kept, own)].sort().values for label, own in _old(old).items()}
+        chosen = {label: kept[torch.isin(kept, own)].sort().values for label, own in _old(old).items()}
+        if missing := [label for label, indices in chosen.items() if not len(indices)]:
+            rank_zero_warn(
+                f"a ReservoirBuffer of {room} images holds none of the classes {missing} beside task {old.task + 1}"
+            )
+        return chosen
 
 
 class ClassBalancedBuffer(Buffer):
@@ -77,6 +86,11 @@ class ClassBalancedBuffer(Buffer):
     @override
     def choose(self, old: OldTasks, room: int) -> dict[int, Tensor]:
         each, more = divmod(room, len(old.all_classes))
+        if not each:
+            raise ValueError(
+                f"a ClassBalancedBuffer of {room} images cannot hold one of each of the {len(old.all_classes)} classes "
+                f"before task {old.task + 1}; give it more room, or use ReservoirBuffer"
+            )
         return {
             label: own[_priorities(own, old.seed).argsort()[: each + (position < more)]].sort().values
             for position, (label, own) in enumerate(_old(old).items())

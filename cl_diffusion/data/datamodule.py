@@ -19,9 +19,10 @@ from cl_diffusion.data.schedule import TaskSchedule
 from cl_diffusion.data.selection import Labels, Samples, Selection, whole_batch
 from cl_diffusion.data.sources import SourceName
 from cl_diffusion.data.tasks import ClassOrder
+from cl_diffusion.plain_hyperparameters import PlainHyperparameters
 
 
-class TaskDataModule(LightningDataModule):
+class TaskDataModule(PlainHyperparameters, LightningDataModule):
     """Serves a data set as an ordered list of tasks; a ``TaskStream`` for one ``Trainer.fit`` over all of them.
 
     Epoch ``e`` trains task ``task_at(e)``, so a stream of several tasks needs a Trainer with
@@ -172,7 +173,8 @@ class TaskDataModule(LightningDataModule):
     def training_loader(self, task: int, epoch: int) -> Any:
         """This process's batches of a task in an epoch: the method to override to add data to the task's own."""
         selection = Selection(self.scenario.training.images, self.scenario.training_indices(task))
-        sampler = KeyedSampler(selection, self.seed, epoch, **self._share)
+        share = self._share
+        sampler = KeyedSampler(selection, self.seed, epoch, share["num_replicas"], share["rank"])
         return ResumableLoader(selection, sampler=sampler, **self._loading(epoch))
 
     def importance_dataloader(self, task: int | None = None) -> DataLoader[Any]:
@@ -227,11 +229,6 @@ class TaskDataModule(LightningDataModule):
                     f"{name}={own!r}, but the checkpoint is of a stream with {name}={state_dict[name]!r}. "
                     f"Give the data module that {name}, or start without this checkpoint."
                 )
-
-    def remove_ignored_hparams(self, ignore_list: list[str]) -> None:
-        """Keeps a data set object out of the hyper-parameters, so that checkpoints hold plain values only."""
-        plain = isinstance(self.hparams.get("dataset"), str | dict)
-        super().remove_ignored_hparams(ignore_list if plain else [*ignore_list, "dataset"])
 
     @property
     def _epoch(self) -> int:

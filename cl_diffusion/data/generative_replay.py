@@ -14,7 +14,7 @@ from typing_extensions import override
 from cl_diffusion.data.images import ImageFormat, Shape
 from cl_diffusion.data.labelled import LabelledImages, StoredImages
 from cl_diffusion.data.permutation import Purpose, keyed_generator
-from cl_diffusion.data.replay_source import OldTasks, Pool, ReplaySource, of_labels, require_every_class
+from cl_diffusion.data.replay_source import OldTasks, Pool, ReplaySource, of_labels
 from cl_diffusion.data.selection import Samples
 from cl_diffusion.diffusion.samplers import Sampler
 from cl_diffusion.progress import track
@@ -59,9 +59,7 @@ class GenerativeReplay(ReplaySource):
         if self._task != old.task:
             self._images, self._labels = self._draw(old, trainer)
             self._task = old.task
-        samples = Samples(self._kept(old), of_labels(self._labels))
-        require_every_class(samples, old, type(self).__name__)
-        return [(1.0, samples)]
+        return [(1.0, Samples(self._kept(old), of_labels(self._labels)))]
 
     @override
     def state_dict(self) -> dict[str, Any]:

@@ -58,21 +58,8 @@ class ReplaySource(ABC):
         """What cannot be had again after an interruption."""
         return {}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027
         """The inverse of ``state_dict``."""
-
-
-def require_every_class(samples: Samples, old: OldTasks, source: str) -> None:
-    """Refuse a pool that lacks an old class: it could not be balanced.
-
-    Raises:
-        ValueError: names the classes.
-    """
-    if missing := [label for label in old.all_classes if not len(samples.by_class.get(label, ()))]:
-        raise ValueError(
-            f"{source} holds no image of the classes {missing}, so that they cannot be replayed beside task "
-            f"{old.task + 1}; give it more room, or use ClassBalancedBuffer"
-        )
 
 
 def of_labels(labels: Tensor) -> dict[int, Tensor]:

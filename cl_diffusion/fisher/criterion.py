@@ -81,7 +81,8 @@ class SquaredError(Criterion):
 
     @override
     def sampled_target(self, output: Tensor, randomness: Tensor) -> Tensor:
-        return output + (2 * self._weight(output)) ** -0.5 * randomness
+        deviation: float = (2 * self._weight(output)) ** -0.5
+        return output + deviation * randomness
 
     @override
     def num_outcomes(self, output: Tensor) -> int:
@@ -90,7 +91,8 @@ class SquaredError(Criterion):
     @override
     def outcome_losses(self, output: Tensor, outcome: Tensor) -> Tensor:
         flat = output.reshape(len(output), -1)
-        return (2 * self._weight(output)) ** 0.5 * flat.gather(1, outcome[:, None])[:, 0]
+        scale: float = (2 * self._weight(output)) ** 0.5
+        return scale * flat.gather(1, outcome[:, None])[:, 0]
 
     @override
     def hessian_trace(self, output: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from typing_extensions import override
@@ -17,12 +16,13 @@ from cl_diffusion.diffusion import Denoiser, DenoisingLoss, DrawnBatch, NoiseSch
 from cl_diffusion.diffusion.samplers import DDIMSampler, Sampler
 from cl_diffusion.fisher import OutputLoss, SquaredError
 from cl_diffusion.keys import KeyedBatch, derive_keys
+from cl_diffusion.plain_hyperparameters import PlainHyperparameters
 from cl_diffusion.stream import ReplayBatch
 
 _VALIDATION_SEED = 0
 
 
-class DDPM(LightningModule):
+class DDPM(PlainHyperparameters, LightningModule):
     """A denoising diffusion model (Ho et al. 2020, 2006.11239), class-conditional where its network is.
 
     Batches are ``(images, labels)`` or images alone, images in [-1, 1]. The training loss is the mean over samples of
@@ -52,11 +52,7 @@ class DDPM(LightningModule):
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__()
-        # Under LightningCLI the configuration is kept, from which everything can be built again; otherwise only plain
-        # values, for modules in a checkpoint would need pickle.
-        from_configuration = _given_hyperparameters.get() is not None
-        objects = [] if from_configuration else ["network", "schedule", "optimizer", "lr_scheduler", "sampler"]
-        self.save_hyperparameters(ignore=objects, logger=False)
+        self.save_hyperparameters(logger=False)
         self.denoiser = Denoiser(network, schedule or NoiseSchedule.linear(), prediction)
         self.loss = DenoisingLoss(reduction=reduction)
         self.sampler = sampler or DDIMSampler(steps=50)
