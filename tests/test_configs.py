@@ -31,7 +31,7 @@ def test_the_command_of_a_configuration_parses(
         main([*words, "--print_config"])
     assert exit_.value.code == 0
     resolved = yaml.safe_load(capsys.readouterr().out)
-    assert resolved["model"]["class_path"] == "cl_diffusion.DDPM"
+    assert resolved["model"]["class_path"] in ("cl_diffusion.DDPM", "cl_diffusion.DistilledDDPM")
     assert resolved["trainer"]["callbacks"]
 
 
