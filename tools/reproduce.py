@@ -7,6 +7,7 @@ cell is not run again, and an interrupted one goes on from its newest checkpoint
 it is through. It ends with the table, as ``table.md`` and ``table.csv``: average Frechet distance (AFID), forgetting of
 it, and class agreement, after the last task; means over seeds, plus or minus the standard error, and the difference
 from another method on the same seeds. Seeds are those of initialisation and training noise; data and their split stay.
+Other arguments than those below go to every ``cl-diffusion fit``, such as ``--data.root=PATH``.
 
 ``AFID = 1/T sum_i FID_i(m_T)``; forgetting ``1/T sum_k (FID_k(m_T) - FID_k(m_k))`` (2509.23593, section 4.2). The
 distance is in Inception's features only where that network is on the machine, else in the project's classifier's, which
@@ -277,8 +278,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, help="cells at a time; by default one a GPU, else one a core")
     parser.add_argument("--against", default="finetune", help="the method that differences are from")
-    parser.add_argument("extra", nargs="*", help="further arguments of cl-diffusion fit, behind --")
-    arguments = parser.parse_args()
+    arguments, extra = parser.parse_known_args()
     preset, out = PRESETS[arguments.preset], arguments.out / arguments.preset
     methods = arguments.methods or preset.methods
     cells = [
@@ -287,7 +287,7 @@ def main() -> None:
         for method in methods
         for strength in (arguments.strengths if arguments.strengths and has_strength(method) else [None])
     ]
-    failed = run_all(cells, preset, arguments.extra, out, arguments.jobs)
+    failed = run_all(cells, preset, extra, out, arguments.jobs)
     outcomes: dict[str, dict[int, Outcome]] = {}
     for cell in cells:
         if cell not in failed:
