@@ -29,6 +29,7 @@ class TaskCallback(Callback):
 
     Raises:
         ValueError: ``epochs_per_task`` is not positive, or is given where the data module already tells tasks apart.
+        TypeError: the data module has some of what makes a ``TaskStream``, and not all of it.
     """
 
     def __init__(self, epochs_per_task: int | None = None) -> None:
@@ -59,6 +60,7 @@ class TaskCallback(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        _refuse_half_a_stream(getattr(trainer, "datamodule", None))
         if self.epochs_per_task is not None and task_stream(trainer) is not None:
             raise ValueError(
                 f"epochs_per_task={self.epochs_per_task} is given to {type(self).__name__}, but the data module "
@@ -157,6 +159,17 @@ class TaskCallback(Callback):
         except BaseException:
             self._running, self._ended = task, ended
             raise
+
+
+def _refuse_half_a_stream(datamodule: Any) -> None:
+    if not hasattr(datamodule, "task_at") or isinstance(datamodule, TaskStream):
+        return
+    wanted = ("num_tasks", "task_at", "importance_dataloader", "reference_dataloader", "evaluation_dataloader")
+    missing = [name for name in wanted if not hasattr(datamodule, name)]
+    raise TypeError(
+        f"{type(datamodule).__name__} has `task_at`, and so would say which epoch belongs to which task, but lacks "
+        f"{', '.join(missing)} of cl_diffusion.stream.TaskStream; add them, or drop `task_at` and use epochs_per_task"
+    )
 
 
 def task_stream(trainer: Trainer) -> TaskStream | None:

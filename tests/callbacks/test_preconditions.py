@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -147,8 +148,8 @@ class Shapeless(Regression):
             lambda: EWC(DiagonalFisher()),
             "EWC 'ewc'.*first batch, a list.*Shapeless.per_sample_loss",
         ),
-        (Regression, lambda: MAS(output="net"), "MAS 'mas'.*MAS needs output=lambda module, batch"),
-        (Regression, lambda: MAS(output=lambda m, b: m.net(b[0]).sum()), "MAS 'mas'.*a scalar.*MAS needs output="),
+        (Regression, lambda: MAS(output="net"), "MAS 'mas'.*give output=lambda module, batch"),
+        (Regression, lambda: MAS(output=lambda m, b: m.net(b[0]).sum()), "MAS 'mas'.*a scalar.*give output="),
         (
             Shapeless,
             lambda: SynapticIntelligence("auto"),
@@ -260,3 +261,74 @@ def test_a_checkpoint_of_another_importance_is_not_loaded(made: Any, other: Any,
     with pytest.raises(ValueError, match="the checkpoint's (importance|path)"):
         other().load_state_dict(state)
     made().load_state_dict(state)
+
+
+class Detached(Regression):
+    def per_sample_loss(self, batch: Any) -> Tensor:
+        return super().per_sample_loss(batch).detach()
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return super().per_sample_loss(batch).mean()
+
+
+def test_a_loss_without_a_gradient_is_refused() -> None:
+    with pytest.raises(ValueError, match="EWC 'ewc'.*no gradient: no trainable parameter takes part.*per_sample_loss"):
+        fit_tasks(Detached(), EWC(DiagonalFisher()))
+    with pytest.raises(ValueError, match="MAS 'mas'.*no gradient"):
+        fit_tasks(Regression(), MAS(output=lambda module, batch: module.net(batch[0]).detach()))
+
+
+def test_an_optimizer_that_is_not_seen_is_warned_of() -> None:
+    class Hidden(Regression):
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+            self.hidden = torch.optim.SGD(self.net.parameters(), lr=0.05)
+
+        def configure_optimizers(self) -> None:
+            return None
+
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            self.hidden.zero_grad()
+            self.per_sample_loss(batch).mean().backward()
+            self.hidden.step()
+
+    with pytest.warns(UserWarning, match="EWC 'ewc' has seen no optimizer step.*Hidden.configure_optimizers returns"):
+        fit_tasks(Hidden(), EWC(DiagonalFisher()), tasks=(0,))
+
+
+def test_half_a_stream_is_refused() -> None:
+    class OnlyTimes(LightningDataModule):
+        def task_at(self, epoch: int) -> int:
+            return epoch
+
+        def train_dataloader(self) -> Any:
+            return loader(0)
+
+    message = "OnlyTimes has `task_at`.*lacks num_tasks, importance_dataloader, reference_dataloader, evaluation_data"
+    with pytest.raises(TypeError, match=message):
+        trainer(EWC(DiagonalFisher())).fit(Regression(), datamodule=OnlyTimes())
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda e: EWC(DiagonalFisher(exclude=e)), *(lambda e, k=k: k(exclude=e) for k in (SynapticIntelligence, L2Init))],
+)
+def test_one_pattern_is_a_pattern_and_one_that_fits_nothing_is_named(make: Any) -> None:
+    fit_tasks(Regression(), regularizer := make("net.2.*"), tasks=(0,))
+    assert set(regularizer.terms[0].operator.names) == {"net.0.weight", "net.0.bias"}
+    with pytest.warns(UserWarning, match="names \\['head.\\*'\\], which fit none of the 4 parameters of Regression"):
+        fit_tasks(Regression(), make(["head.*"]), tasks=(0,))
+
+
+def test_a_trace_at_the_start_over_a_loader_without_end_is_refused() -> None:
+    endless = DataLoader(Endless(), batch_size=4)
+    with pytest.raises(ValueError, match="of a loader without a length, which may have no end.*limit_train_batches"):
+        trainer(L2SP("auto"), max_epochs=-1, max_steps=3).fit(Regression(), endless)
+    trainer(L2SP("auto"), max_epochs=-1, max_steps=3, limit_train_batches=2).fit(Regression(), endless)
+
+
+def test_another_gamma_is_not_loaded() -> None:
+    state = SynapticIntelligence(gamma=0.5).state_dict()
+    with pytest.raises(ValueError, match="gamma=0.9, but the checkpoint was made with gamma=0.5"):
+        SynapticIntelligence(gamma=0.9).load_state_dict(state)

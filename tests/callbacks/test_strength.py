@@ -107,7 +107,10 @@ def test_a_warm_up_rises_from_zero_in_every_task() -> None:
 def test_another_scale_is_not_loaded() -> None:
     matched = EWC(DiagonalFisher(), "auto")
     fit_tasks(Telling(), matched, tasks=(0,))
-    with pytest.raises(ValueError, match="scale='trace of diagonal, empirical', this one's None; use the strength"):
+    with pytest.raises(
+        ValueError,
+        match="scale='trace of diagonal, empirical', this one's 'its own trace'; use a strength of that kind",
+    ):
         EWC(DiagonalFisher(), 1.0).load_state_dict(matched.state_dict())
 
 

@@ -36,6 +36,9 @@ class OptimizerSteps:
     has no second part. Where a closure is evaluated again within one step (sharpness-aware minimisation), the penalty's
     gradient is added to each, and the first is what is observed.
 
+    Attributes:
+        seen: how many steps there were.
+
     Args:
         trainer: of the fit.
         module: that is fitted.
@@ -49,6 +52,7 @@ class OptimizerSteps:
         self.trainer = trainer
         self.module = module
         self.regularizers = regularizers
+        self.seen = 0
         self._current: OptimizerStep | None = None
         self._depth = 0  # of steps within steps: a subclass may call its base's
         if searching := [optimizer for optimizer in trainer.optimizers if isinstance(optimizer, LBFGS)]:
@@ -67,6 +71,7 @@ class OptimizerSteps:
 
     def before(self, optimizer: Optimizer) -> None:
         """The optimizer's gradient is complete."""
+        self.seen += 1
         again = self._depth > 0 and self._is_current(optimizer)
         step = OptimizerStep(self.trainer, self.module, optimizer)
         if not again:

@@ -135,12 +135,12 @@ def _training_step(module: LightningModule, batch: Any) -> Tensor:
 def _wanted(module: LightningModule, loss: Loss) -> str:
     kind = type(module).__name__
     if isinstance(loss, SquaredOutput):
-        return "MAS needs output=lambda module, batch: ... that returns a tensor (B, ...), one row a sample"
+        return "Asked is its output, by default that of forward; give output=lambda module, batch: a tensor (B, ...)"
     if isinstance(loss, OneByOne):
-        return f"{kind}.training_step is asked for the loss of batches of one; {_ADD}"
+        return f"Asked is {kind}.training_step, for the loss of batches of one; {_ADD}"
     if isinstance(loss, OutputLoss):
-        return f"{kind}.output_loss must name output and target of a batch, one row a sample"
-    return f"{kind}.per_sample_loss(batch) must return one loss a sample, a tensor (B,)"
+        return f"Asked is {kind}.output_loss, for output and target of a batch, one row a sample"
+    return f"Asked is {kind}.per_sample_loss(batch), for one loss a sample, a tensor (B,)"
 
 
 def _warn_of_the_cost(trainer: Trainer, module: LightningModule) -> None:
@@ -149,5 +149,5 @@ def _warn_of_the_cost(trainer: Trainer, module: LightningModule) -> None:
     rank_zero_warn(
         f"{type(module).__name__} has no `per_sample_loss`, so the importance of a task is taken from `training_step` "
         f"on batches of one: {passes}, a forward and a backward each, in every pass (2 to 10 times the cost of batches "
-        f"on a CPU, tens of times on a GPU); {_ADD}"
+        f"on a CPU, tens of times on a GPU). A loss that compares the samples of a batch cannot be taken so; {_ADD}"
     )

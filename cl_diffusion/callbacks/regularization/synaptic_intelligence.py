@@ -53,9 +53,13 @@ class SynapticIntelligence(Regularizer):
         super().__init__(strength, name, epochs_per_task, mode=mode, memory=memory, gamma=gamma)
         PathIntegral({}, damping)  # refuses a damping that is none
         self.damping = damping
-        self.include = include
-        self.exclude = exclude
+        self.include = parameters.as_patterns(include)
+        self.exclude = parameters.as_patterns(exclude)
         self._path: PathIntegral | None = None
+
+    @override
+    def patterns(self) -> list[str]:
+        return [*self.include, *self.exclude]
 
     @override
     def identity(self) -> dict[str, str]:
