@@ -96,7 +96,7 @@ def _with_workers_of_its_own(loader: Any) -> Any:
     if not isinstance(loader, DataLoader) or not loader.persistent_workers:
         return loader
     other = copy(loader)
-    other._iterator = None
+    vars(other).update(persistent_workers=False, _iterator=None)  # assignment is refused once a loader is built
     return other
 
 

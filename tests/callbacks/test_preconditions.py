@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from cl_diffusion.callbacks import EWC, L2SP, MAS, L2Init, SynapticIntelligence, TraceMatched
-from cl_diffusion.fisher import DiagonalFisher, KroneckerFisher, MeanGradientFisher
+from cl_diffusion.fisher import DiagonalFisher, KroneckerFisher, LeadingEigenpairsFisher, MeanGradientFisher
+from cl_diffusion.linalg import LowRank
 from tests.callbacks.stranger import Regression, fit_tasks, loader, trainer, weights
 from tests.callbacks.test_task import Stream
 
@@ -332,3 +334,98 @@ def test_another_gamma_is_not_loaded() -> None:
     state = SynapticIntelligence(gamma=0.5).state_dict()
     with pytest.raises(ValueError, match="gamma=0.9, but the checkpoint was made with gamma=0.5"):
         SynapticIntelligence(gamma=0.9).load_state_dict(state)
+
+
+def test_a_generator_among_loaders_is_refused_too() -> None:
+    class Pair(Regression):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return self.per_sample_loss(batch["a"]).mean()
+
+    loaders = {"a": loader(0), "b": (batch for batch in loader(1))}
+    with pytest.raises(ValueError, match="train_dataloader=generator gives its batches once"):
+        trainer(EWC(DiagonalFisher())).fit(Pair(), loaders)
+
+
+def test_loaders_are_combined_in_a_pass_as_they_are_in_training() -> None:
+    class Pair(Regression):
+        def per_sample_loss(self, batch: Any) -> Tensor:
+            return super().per_sample_loss(batch["a"])
+
+    loaders = CombinedLoader({"a": loader(0), "b": loader(1, samples=16)}, "min_size")
+    trainer(ewc := EWC(DiagonalFisher())).fit(Pair(), loaders)
+    assert ewc.terms[0].operator.provenance.record[0]["samples"] == 16
+
+
+@pytest.mark.parametrize("fisher", [MeanGradientFisher(), LeadingEigenpairsFisher()])
+def test_persistent_workers_give_every_pass_the_same_order(fisher: Any) -> None:
+    data = DataLoader(loader(0).dataset, batch_size=8, shuffle=True, num_workers=1, persistent_workers=True)
+    trainer(ewc := EWC(fisher), max_epochs=1).fit(Regression(), data)
+    assert ewc.terms
+
+
+def test_each_fit_is_tried_on_its_first_batch() -> None:
+    fit_tasks(Regression(), ewc := EWC(DiagonalFisher()), tasks=(0,))
+    changed = Detached()
+    before = weights(changed)
+    with pytest.raises(ValueError, match="no gradient"):
+        fit_tasks(changed, ewc, tasks=(1,))
+    assert all(torch.equal(a, b) for a, b in zip(before, weights(changed), strict=True))
+
+
+def test_a_gradient_that_is_not_finite_says_so_itself() -> None:
+    class Broken(Regression):
+        def per_sample_loss(self, batch: Any) -> Tensor:
+            return super().per_sample_loss(batch) / 0
+
+        training_step = Detached.training_step
+
+    with pytest.raises(FloatingPointError, match="not finite"):
+        fit_tasks(Broken(), EWC(DiagonalFisher()))
+
+
+def test_what_is_refused_at_a_boundary_is_not_held() -> None:
+    class Mixed(EWC):
+        """A low rank in the second task."""
+
+        def importance(self, trainer: Any, pl_module: Any, task: int) -> Any:
+            diagonal = super().importance(trainer, pl_module, task)
+            if task == 0:
+                return diagonal
+            vectors = {name: tensor[None] for name, tensor in diagonal.values.items()}
+            return LowRank(vectors, torch.ones(1), diagonal.provenance)
+
+    ewc = Mixed(DiagonalFisher(), mode="proximal")
+    with pytest.raises(ValueError, match="the terms \\(diagonal, low_rank\\) have no joint resolvent"):
+        fit_tasks(Regression(), ewc)
+    assert [term.operator.kind for term in ewc.terms] == ["diagonal"]
+
+
+def test_a_head_that_grows_within_a_task_is_named_by_what_gathers_a_path() -> None:
+    with pytest.raises(ValueError, match="SynapticIntelligence 'syn.*' holds 'net.2.weight' in shape \\(1, 4\\)"):
+        trainer(SynapticIntelligence(), max_epochs=3).fit(Outgrowing(), loader(0))
+
+
+def test_a_proximal_regulariser_at_strength_zero_is_none() -> None:
+    off = EWC(DiagonalFisher(), 0.0, mode="proximal", name="off")
+    fit_tasks(Regression(), off, L2Init(mode="proximal"), tasks=(0,))
+
+
+def test_a_boundary_that_was_interrupted_loses_no_path() -> None:
+    class Interrupted(Regression):
+        fail = True
+
+        def per_sample_loss(self, batch: Any) -> Tensor:
+            if self.fail and self.trainer.global_step == 6:
+                raise RuntimeError("planned")
+            return super().per_sample_loss(batch)
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return Regression.per_sample_loss(self, batch).mean()
+
+    model, intelligence = Interrupted(), SynapticIntelligence("auto")
+    with pytest.raises(RuntimeError, match="planned"):
+        fit_tasks(model, intelligence, tasks=(0,))
+    model.fail = False
+    with pytest.warns(UserWarning, match="was broken off"):
+        fit_tasks(model, intelligence, tasks=(0,))
+    assert float(intelligence.terms[0].operator.trace()) > 0

@@ -161,6 +161,8 @@ class Regularizer(TaskCallback):
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        if self._steps is not None:
+            self._steps.next_batch()
         if self._tried or not self.enabled:
             return
         self._tried = True
@@ -199,7 +201,7 @@ class Regularizer(TaskCallback):
             ValueError: the proximal step of the terms has no closed form; nothing is held then that was not before.
         """
         scaled, figures = self.strength.matched(
-            operator, lambda other: float(estimate_on_task(trainer, pl_module, other, task, label="Trace").trace())
+            operator, lambda other: estimate_on_task(trainer, pl_module, other, task, label="Trace")
         )
         weights = dict(pl_module.named_parameters()) if anchor is None else anchor
         kept, before = parameters.clone(parameters.select(weights, operator.names)), self.terms

@@ -9,6 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from cl_diffusion.callbacks.batches import TransferredBatches, training_batches
 from cl_diffusion.callbacks.progress import track
@@ -67,10 +68,10 @@ def estimate_on_task(
     """The estimate on the task's own training samples, at the current weights."""
     batches = track(trainer, task_batches(trainer, task), f"{label} of task {task + 1}")
     differentiated = loss or sample_loss(module, estimator)
-    with unrecorded(trainer, module, weights=isinstance(differentiated, OneByOne)):
+    with unrecorded(trainer, module, copied=isinstance(differentiated, OneByOne)) as passed:
         return estimate(
             estimator,
-            module,
+            passed,
             differentiated,
             TransferredBatches(trainer, batches),
             draw=getattr(module, "draw", None),
@@ -97,9 +98,10 @@ def try_on_batch(
         ValueError: names the regulariser, what failed and what to do.
     """
     stream = task_stream(trainer)
-    if stream is None and isinstance(trainer.train_dataloader, Iterator):
+    loaders = tree_leaves(trainer.train_dataloader)
+    if stream is None and (once := [loader for loader in loaders if isinstance(loader, Iterator)]):
         raise ValueError(
-            f"{regularizer}: train_dataloader={type(trainer.train_dataloader).__name__} gives its batches once, and "
+            f"{regularizer}: train_dataloader={type(once[0]).__name__} gives its batches once, and "
             "the importance is taken from them after they were trained on; give a loader that can be iterated again"
         )
     if isinstance(loss, OneByOne):
@@ -108,8 +110,8 @@ def try_on_batch(
     if stream is not None and task is not None:
         batches = TransferredBatches(trainer, stream.importance_dataloader(task))
     try:
-        with unrecorded(trainer, module, weights=isinstance(loss, OneByOne)):
-            try_out(estimator, module, loss, batches, draw=getattr(module, "draw", None))
+        with unrecorded(trainer, module, copied=isinstance(loss, OneByOne)) as passed:
+            try_out(estimator, passed, loss, batches, draw=getattr(module, "draw", None))
     except FloatingPointError:
         raise
     except Exception as error:
