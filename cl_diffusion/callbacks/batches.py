@@ -47,14 +47,22 @@ def training_batches(trainer: Trainer) -> Iterable[Any]:
 
     Several loaders are combined as the fit combines them; ``limit_train_batches`` holds here too. Of a loader without a
     length, which may have no end, come as many as this epoch has trained on. A fit that goes on keeps its workers.
+
+    Raises:
+        ValueError: a loader without a length, and this epoch has trained on none yet.
     """
     loaders: Any = tree_map(_with_workers_of_its_own, trainer.train_dataloader)
     if isinstance(loaders, (dict, list, tuple)):
         loaders = _Combined(CombinedLoader(loaders, trainer.fit_loop._combined_loader._mode))  # type: ignore[union-attr]
     number = trainer.num_training_batches
     if number == float("inf"):
-        number = trainer.fit_loop.epoch_loop.batch_progress.current.ready or number
-    return _Limited(loaders, int(number)) if number < float("inf") else loaders
+        number = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        if not number:
+            raise ValueError(
+                "samples are asked for, before an epoch has trained on any, of a loader without a length, which may "
+                "have no end; give Trainer(limit_train_batches=...), or the loader a length"
+            )
+    return _Limited(loaders, int(number))
 
 
 def keyed(batches: Iterable[Any]) -> Iterator[KeyedBatch]:
@@ -88,7 +96,7 @@ def _with_workers_of_its_own(loader: Any) -> Any:
     if not isinstance(loader, DataLoader) or not loader.persistent_workers:
         return loader
     other = copy(loader)
-    other._iterator = None
+    vars(other).update(persistent_workers=False, _iterator=None)  # assignment is refused once a loader is built
     return other
 
 

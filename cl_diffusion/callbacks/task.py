@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
 from cl_diffusion.stream import TaskStream
+
+_passing: ContextVar[bool] = ContextVar("passing", default=False)
+
+
+@contextmanager
+def passing() -> Iterator[None]:
+    """A pass over samples between steps, in which no task ends."""
+    token = _passing.set(True)
+    try:
+        yield
+    finally:
+        _passing.reset(token)
 
 
 class TaskCallback(Callback):
@@ -29,6 +45,7 @@ class TaskCallback(Callback):
 
     Raises:
         ValueError: ``epochs_per_task`` is not positive, or is given where the data module already tells tasks apart.
+        TypeError: the data module has some of what makes a ``TaskStream``, and not all of it.
     """
 
     def __init__(self, epochs_per_task: int | None = None) -> None:
@@ -39,6 +56,9 @@ class TaskCallback(Callback):
         self._ended = 0
         self._epochs = 0  # of the running task, that have ended
         self._epoch: int | None = None  # that has begun and not ended, as the Trainer numbers it
+        self._restored = False
+        self._broken_off = False
+        self._trained = False
 
     def on_task_start(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         """Before the first epoch of the task."""
@@ -49,9 +69,13 @@ class TaskCallback(Callback):
     def end_task(self, trainer: Trainer) -> None:
         """End the running task now; one that has just ended, by whatever clock, is not ended again.
 
+        Does nothing within a pass over samples, which asks a ``training_step`` for its loss.
+
         Raises:
             RuntimeError: the trainer does not fit.
         """
+        if _passing.get():
+            return
         if self._running is not None:
             self._end(trainer, trainer.lightning_module)
         elif not trainer.training:
@@ -59,6 +83,8 @@ class TaskCallback(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        _refuse_half_a_stream(getattr(trainer, "datamodule", None))
+        self._restored = self._trained = False
         if self.epochs_per_task is not None and task_stream(trainer) is not None:
             raise ValueError(
                 f"epochs_per_task={self.epochs_per_task} is given to {type(self).__name__}, but the data module "
@@ -67,6 +93,16 @@ class TaskCallback(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._trained = True
+        if not self._restored:
+            self._epoch = None  # what an earlier fit left unfinished does not go on in this one
+            if self._broken_off and self._running is not None:
+                rank_zero_warn(
+                    f"{type(self).__name__}: task {self._running + 1} was broken off in an earlier fit and goes on in "
+                    "this one, whatever its data; give the next task a new callback with the last checkpoint's state, "
+                    "or resume that fit (ckpt_path)"
+                )
+        self._broken_off = False
         self._catch_up(trainer, pl_module)  # a fit resumed within an epoch has no on_train_epoch_start
 
     @override
@@ -87,14 +123,21 @@ class TaskCallback(Callback):
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._count_a_missed_epoch(trainer)
         every_fit_is_a_task = task_stream(trainer) is None and self.epochs_per_task is None
         if self._running is not None and (every_fit_is_a_task or self._missed_its_end(trainer)):
             self._end(trainer, pl_module)
 
     @override
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._running is not None and self._restored and not self._trained:
+            rank_zero_warn(
+                f"{type(self).__name__}: the checkpoint is from within task {self._running + 1}, and nothing is left "
+                "to train, so that the task does not end; resume from a checkpoint of its end, or train longer"
+            )
+
+    @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._epoch = None  # it does not go on in another fit
+        self._broken_off = True
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -111,6 +154,7 @@ class TaskCallback(Callback):
         self._ended = state_dict["tasks_ended"]
         self._epochs = state_dict["epochs_of_task"]
         self._epoch = state_dict["epoch"]
+        self._restored = True
 
     def _epoch_ended(self) -> None:
         self._epochs, self._epoch = self._epochs + 1, None
@@ -128,7 +172,7 @@ class TaskCallback(Callback):
             return self._epochs >= self.epochs_per_task
         enough = epoch + 1 >= (trainer.min_epochs or 0) and trainer.global_step >= (trainer.min_steps or 0)
         stopping = trainer.should_stop and enough
-        return stopping or epoch + 1 == trainer.max_epochs or trainer.global_step == trainer.max_steps
+        return stopping or epoch + 1 == trainer.max_epochs or 0 <= trainer.max_steps <= trainer.global_step
 
     def _missed_its_end(self, trainer: Trainer) -> bool:
         """Whether another task is trained by now: a checkpoint on an epoch's last batch skips the epoch's end."""
@@ -157,6 +201,17 @@ class TaskCallback(Callback):
         except BaseException:
             self._running, self._ended = task, ended
             raise
+
+
+def _refuse_half_a_stream(datamodule: Any) -> None:
+    if not hasattr(datamodule, "task_at") or isinstance(datamodule, TaskStream):
+        return
+    wanted = ("num_tasks", "task_at", "importance_dataloader", "reference_dataloader", "evaluation_dataloader")
+    missing = [name for name in wanted if not hasattr(datamodule, name)]
+    raise TypeError(
+        f"{type(datamodule).__name__} has `task_at`, and so would say which epoch belongs to which task, but lacks "
+        f"{', '.join(missing)} of cl_diffusion.stream.TaskStream; add them, or drop `task_at` and use epochs_per_task"
+    )
 
 
 def task_stream(trainer: Trainer) -> TaskStream | None:

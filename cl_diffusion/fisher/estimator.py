@@ -85,8 +85,8 @@ class FisherEstimator(ABC):
             raise TypeError(f"dtype={dtype!r}; expected a floating-point torch.dtype, such as torch.float64")
         self.residual = RESIDUALS[residual]
         self.weighting = weighting
-        self.include = (include,) if isinstance(include, str) else tuple(include)
-        self.exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
+        self.include = parameters.as_patterns(include)
+        self.exclude = parameters.as_patterns(exclude)
         self.dtype = dtype
         self.offload = offload
 
@@ -200,7 +200,15 @@ def try_out(
 ) -> None:
     """Raise at once what ``estimate`` would raise of a model and a loss that the estimator does not fit.
 
-    Looks at the first batch only; arguments as of ``estimate``.
+    Looks at the first batch only; arguments as of ``estimate``. Also refused is a loss that no parameter takes part in.
     """
+    first = list(islice(batches, 1))
     with undisturbed(model):
-        estimator.try_out(Population(model, loss, list(islice(batches, 1)), draw, seed))
+        estimator.try_out(Population(model, loss, first, draw, seed))
+        for rows in Population(model, loss, first, draw, seed).rows():
+            with torch.enable_grad():
+                losses = loss(model, rows.batch)
+            if not losses.requires_grad:
+                raise ValueError(
+                    "loss(model, batch) has no gradient: no trainable parameter takes part in it, or it was detached"
+                )

@@ -74,7 +74,8 @@ class PathIntegral:
 
     def state(self) -> dict[str, Any]:
         """Tensors and plain values, for a checkpoint."""
-        return {"start": self.start, "path": self.path, "damping": self.damping}
+        path = parameters.clone(self.path)  # which goes on
+        return {"start": self.start, "path": path, "damping": self.damping}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> PathIntegral:

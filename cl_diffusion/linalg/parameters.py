@@ -104,6 +104,11 @@ def trainable_parameters(module: torch.nn.Module) -> Parameters:
     return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
 
 
+def as_patterns(given: str | Sequence[str]) -> tuple[str, ...]:
+    """One glob pattern or several, as several."""
+    return (given,) if isinstance(given, str) else tuple(given)
+
+
 def fits(name: str, include: Sequence[str], exclude: Sequence[str] = ()) -> bool:
     """Whether a name fits a glob pattern of ``include`` and none of ``exclude``."""
     return any(fnmatchcase(name, pattern) for pattern in include) and not any(

@@ -39,10 +39,10 @@ class Penalty:
     def __init__(self, memory: Memory = "merged", gamma: float | None = None, max_rank: int | None = None) -> None:
         if memory not in get_args(Memory):
             raise ValueError(f"memory={memory!r}; expected one of {', '.join(map(repr, get_args(Memory)))}")
-        if gamma is not None and (memory != "online" or not 0 <= gamma <= 1):
-            raise ValueError(
-                f"gamma={gamma!r} with memory={memory!r}; expected a number in [0, 1], with memory='online'"
-            )
+        if gamma is not None and memory != "online":
+            raise ValueError(f"gamma={gamma!r} is of memory='online' alone, and memory={memory!r}; leave gamma out")
+        if gamma is not None and not 0 <= gamma <= 1:
+            raise ValueError(f"gamma={gamma!r}; expected a number in [0, 1]")
         if max_rank is not None and max_rank < 1:
             raise ValueError(f"max_rank={max_rank!r}; expected a positive number of eigenvalues, or None")
         self.memory = memory
@@ -131,7 +131,7 @@ class Penalty:
 
     def state(self) -> dict[str, Any]:
         """Tensors and plain values, for a checkpoint."""
-        return {"memory": self.memory, "terms": [term.state() for term in self._terms]}
+        return {"memory": self.memory, "gamma": self.gamma, "terms": [term.state() for term in self._terms]}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """The inverse of ``state``.
@@ -139,9 +139,10 @@ class Penalty:
         Raises:
             ValueError: the state was kept by another kind of memory.
         """
-        if state["memory"] != self.memory:
-            raise ValueError(
-                f"memory={self.memory!r}, but the checkpoint was made with memory={state['memory']!r}; use that, or "
-                "start without the checkpoint"
-            )
+        for name, mine in {"memory": self.memory, "gamma": self.gamma}.items():
+            if state[name] != mine:
+                raise ValueError(
+                    f"{name}={mine!r}, but the checkpoint was made with {name}={state[name]!r}; use that, or start "
+                    "without the checkpoint"
+                )
         self.terms = [Quadratic.from_state(each) for each in state["terms"]]

@@ -6,11 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from cl_diffusion.callbacks import EWC, L2SP, MAS, L2Init, SynapticIntelligence, TraceMatched
-from cl_diffusion.fisher import DiagonalFisher, KroneckerFisher, MeanGradientFisher
+from cl_diffusion.fisher import DiagonalFisher, KroneckerFisher, LeadingEigenpairsFisher, MeanGradientFisher
+from cl_diffusion.linalg import LowRank
 from tests.callbacks.stranger import Regression, fit_tasks, loader, trainer, weights
 from tests.callbacks.test_task import Stream
 
@@ -147,8 +150,8 @@ class Shapeless(Regression):
             lambda: EWC(DiagonalFisher()),
             "EWC 'ewc'.*first batch, a list.*Shapeless.per_sample_loss",
         ),
-        (Regression, lambda: MAS(output="net"), "MAS 'mas'.*MAS needs output=lambda module, batch"),
-        (Regression, lambda: MAS(output=lambda m, b: m.net(b[0]).sum()), "MAS 'mas'.*a scalar.*MAS needs output="),
+        (Regression, lambda: MAS(output="net"), "MAS 'mas'.*give output=lambda module, batch"),
+        (Regression, lambda: MAS(output=lambda m, b: m.net(b[0]).sum()), "MAS 'mas'.*a scalar.*give output="),
         (
             Shapeless,
             lambda: SynapticIntelligence("auto"),
@@ -260,3 +263,169 @@ def test_a_checkpoint_of_another_importance_is_not_loaded(made: Any, other: Any,
     with pytest.raises(ValueError, match="the checkpoint's (importance|path)"):
         other().load_state_dict(state)
     made().load_state_dict(state)
+
+
+class Detached(Regression):
+    def per_sample_loss(self, batch: Any) -> Tensor:
+        return super().per_sample_loss(batch).detach()
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return super().per_sample_loss(batch).mean()
+
+
+def test_a_loss_without_a_gradient_is_refused() -> None:
+    with pytest.raises(ValueError, match="EWC 'ewc'.*no gradient: no trainable parameter takes part.*per_sample_loss"):
+        fit_tasks(Detached(), EWC(DiagonalFisher()))
+    with pytest.raises(ValueError, match="MAS 'mas'.*no gradient"):
+        fit_tasks(Regression(), MAS(output=lambda module, batch: module.net(batch[0]).detach()))
+
+
+def test_an_optimizer_that_is_not_seen_is_warned_of() -> None:
+    class Hidden(Regression):
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+            self.hidden = torch.optim.SGD(self.net.parameters(), lr=0.05)
+
+        def configure_optimizers(self) -> None:
+            return None
+
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            self.hidden.zero_grad()
+            self.per_sample_loss(batch).mean().backward()
+            self.hidden.step()
+
+    with pytest.warns(UserWarning, match="EWC 'ewc' has seen no optimizer step.*Hidden.configure_optimizers returns"):
+        fit_tasks(Hidden(), EWC(DiagonalFisher()), tasks=(0,))
+
+
+def test_half_a_stream_is_refused() -> None:
+    class OnlyTimes(LightningDataModule):
+        def task_at(self, epoch: int) -> int:
+            return epoch
+
+        def train_dataloader(self) -> Any:
+            return loader(0)
+
+    message = "OnlyTimes has `task_at`.*lacks num_tasks, importance_dataloader, reference_dataloader, evaluation_data"
+    with pytest.raises(TypeError, match=message):
+        trainer(EWC(DiagonalFisher())).fit(Regression(), datamodule=OnlyTimes())
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda e: EWC(DiagonalFisher(exclude=e)), *(lambda e, k=k: k(exclude=e) for k in (SynapticIntelligence, L2Init))],
+)
+def test_one_pattern_is_a_pattern_and_one_that_fits_nothing_is_named(make: Any) -> None:
+    fit_tasks(Regression(), regularizer := make("net.2.*"), tasks=(0,))
+    assert set(regularizer.terms[0].operator.names) == {"net.0.weight", "net.0.bias"}
+    with pytest.warns(UserWarning, match="names \\['head.\\*'\\], which fit none of the 4 parameters of Regression"):
+        fit_tasks(Regression(), make(["head.*"]), tasks=(0,))
+
+
+def test_a_trace_at_the_start_over_a_loader_without_end_is_refused() -> None:
+    endless = DataLoader(Endless(), batch_size=4)
+    with pytest.raises(ValueError, match="of a loader without a length, which may have no end.*limit_train_batches"):
+        trainer(L2SP("auto"), max_epochs=-1, max_steps=3).fit(Regression(), endless)
+    trainer(L2SP("auto"), max_epochs=-1, max_steps=3, limit_train_batches=2).fit(Regression(), endless)
+
+
+def test_another_gamma_is_not_loaded() -> None:
+    state = SynapticIntelligence(gamma=0.5).state_dict()
+    with pytest.raises(ValueError, match="gamma=0.9, but the checkpoint was made with gamma=0.5"):
+        SynapticIntelligence(gamma=0.9).load_state_dict(state)
+
+
+def test_a_generator_among_loaders_is_refused_too() -> None:
+    class Pair(Regression):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return self.per_sample_loss(batch["a"]).mean()
+
+    loaders = {"a": loader(0), "b": (batch for batch in loader(1))}
+    with pytest.raises(ValueError, match="train_dataloader=generator gives its batches once"):
+        trainer(EWC(DiagonalFisher())).fit(Pair(), loaders)
+
+
+def test_loaders_are_combined_in_a_pass_as_they_are_in_training() -> None:
+    class Pair(Regression):
+        def per_sample_loss(self, batch: Any) -> Tensor:
+            return super().per_sample_loss(batch["a"])
+
+    loaders = CombinedLoader({"a": loader(0), "b": loader(1, samples=16)}, "min_size")
+    trainer(ewc := EWC(DiagonalFisher())).fit(Pair(), loaders)
+    assert ewc.terms[0].operator.provenance.record[0]["samples"] == 16
+
+
+@pytest.mark.parametrize("fisher", [MeanGradientFisher(), LeadingEigenpairsFisher()])
+def test_persistent_workers_give_every_pass_the_same_order(fisher: Any) -> None:
+    data = DataLoader(loader(0).dataset, batch_size=8, shuffle=True, num_workers=1, persistent_workers=True)
+    trainer(ewc := EWC(fisher), max_epochs=1).fit(Regression(), data)
+    assert ewc.terms
+
+
+def test_each_fit_is_tried_on_its_first_batch() -> None:
+    fit_tasks(Regression(), ewc := EWC(DiagonalFisher()), tasks=(0,))
+    changed = Detached()
+    before = weights(changed)
+    with pytest.raises(ValueError, match="no gradient"):
+        fit_tasks(changed, ewc, tasks=(1,))
+    assert all(torch.equal(a, b) for a, b in zip(before, weights(changed), strict=True))
+
+
+def test_a_gradient_that_is_not_finite_says_so_itself() -> None:
+    class Broken(Regression):
+        def per_sample_loss(self, batch: Any) -> Tensor:
+            return super().per_sample_loss(batch) / 0
+
+        training_step = Detached.training_step
+
+    with pytest.raises(FloatingPointError, match="not finite"):
+        fit_tasks(Broken(), EWC(DiagonalFisher()))
+
+
+def test_what_is_refused_at_a_boundary_is_not_held() -> None:
+    class Mixed(EWC):
+        """A low rank in the second task."""
+
+        def importance(self, trainer: Any, pl_module: Any, task: int) -> Any:
+            diagonal = super().importance(trainer, pl_module, task)
+            if task == 0:
+                return diagonal
+            vectors = {name: tensor[None] for name, tensor in diagonal.values.items()}
+            return LowRank(vectors, torch.ones(1), diagonal.provenance)
+
+    ewc = Mixed(DiagonalFisher(), mode="proximal")
+    with pytest.raises(ValueError, match="the terms \\(diagonal, low_rank\\) have no joint resolvent"):
+        fit_tasks(Regression(), ewc)
+    assert [term.operator.kind for term in ewc.terms] == ["diagonal"]
+
+
+def test_a_head_that_grows_within_a_task_is_named_by_what_gathers_a_path() -> None:
+    with pytest.raises(ValueError, match="SynapticIntelligence 'syn.*' holds 'net.2.weight' in shape \\(1, 4\\)"):
+        trainer(SynapticIntelligence(), max_epochs=3).fit(Outgrowing(), loader(0))
+
+
+def test_a_proximal_regulariser_at_strength_zero_is_none() -> None:
+    off = EWC(DiagonalFisher(), 0.0, mode="proximal", name="off")
+    fit_tasks(Regression(), off, L2Init(mode="proximal"), tasks=(0,))
+
+
+def test_a_boundary_that_was_interrupted_loses_no_path() -> None:
+    class Interrupted(Regression):
+        fail = True
+
+        def per_sample_loss(self, batch: Any) -> Tensor:
+            if self.fail and self.trainer.global_step == 6:
+                raise RuntimeError("planned")
+            return super().per_sample_loss(batch)
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return Regression.per_sample_loss(self, batch).mean()
+
+    model, intelligence = Interrupted(), SynapticIntelligence("auto")
+    with pytest.raises(RuntimeError, match="planned"):
+        fit_tasks(model, intelligence, tasks=(0,))
+    model.fail = False
+    with pytest.warns(UserWarning, match="was broken off"):
+        fit_tasks(model, intelligence, tasks=(0,))
+    assert float(intelligence.terms[0].operator.trace()) > 0

@@ -60,6 +60,22 @@ def test_auto_gives_every_importance_the_trace_of_the_losses_own(regularizer: An
     assert "scale" in term.operator.provenance.identity
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda left_out: EWC(DiagonalFisher(exclude=left_out), "auto"),
+        lambda left_out: EWC(MeanGradientFisher(exclude=left_out), "auto"),
+        lambda left_out: SynapticIntelligence("auto", exclude=left_out),
+    ],
+    ids=["diagonal", "rank one", "SI"],
+)
+def test_traces_are_matched_over_the_parameters_that_are_held(make: Any) -> None:
+    model = fit_tasks(Telling(), regularizer := make(["net.0.*"]), tasks=(0,))
+    loss: Any = Regression.per_sample_loss
+    expected = float(estimate(DiagonalFisher(exclude=["net.0.*"]), model, loss, loader(0)).trace())
+    assert float(regularizer.terms[0].operator.trace()) == pytest.approx(expected, rel=1e-5)
+
+
 def test_auto_is_one_for_the_reference_itself_at_no_further_cost() -> None:
     matched, plain = EWC(DiagonalFisher(), "auto"), EWC(DiagonalFisher(), 1.0)
     models = [fit_tasks(Telling(), ewc) for ewc in (matched, plain)]
@@ -107,7 +123,10 @@ def test_a_warm_up_rises_from_zero_in_every_task() -> None:
 def test_another_scale_is_not_loaded() -> None:
     matched = EWC(DiagonalFisher(), "auto")
     fit_tasks(Telling(), matched, tasks=(0,))
-    with pytest.raises(ValueError, match="scale='trace of diagonal, empirical', this one's None; use the strength"):
+    with pytest.raises(
+        ValueError,
+        match="scale='trace of diagonal, empirical', this one's 'its own trace'; use a strength of that kind",
+    ):
         EWC(DiagonalFisher(), 1.0).load_state_dict(matched.state_dict())
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 
 from cl_diffusion.callbacks import TaskCallback, TaskCheckpoint
 from tests.callbacks.stranger import Regression, loader, trainer
@@ -131,6 +131,81 @@ def test_end_task_where_the_clock_has_just_ended_it_ends_nothing_more() -> None:
 
     trainer(diary, max_epochs=2).fit(OwnClock(), loader(0))
     assert [entry[:2] for entry in diary.entries] == [(hook, task) for task in (0, 1) for hook in ("start", "end")]
+
+
+@pytest.mark.parametrize("limit", [{"min_epochs": 3}, {"min_steps": 8}])
+def test_a_stop_before_the_least_that_is_to_be_trained_ends_no_task(limit: dict[str, int]) -> None:
+    diary = Diary()
+
+    class Stop(Callback):
+        def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
+            trainer.should_stop = True
+
+    trainer(diary, Stop(), max_epochs=9, **limit).fit(Regression(), loader(0))
+    assert diary.entries == [("start", 0, 0), ("end", 0, 2)]
+
+
+def test_a_checkpoint_of_the_last_epoch_holds_the_end_also_where_steps_overshoot(tmp_path: Path) -> None:
+    """Two optimizers count two steps a batch, past an odd ``max_steps``."""
+
+    class Two(Regression):
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+
+        def configure_optimizers(self) -> Any:
+            return [torch.optim.SGD(layer.parameters(), lr=0.05) for layer in (self.net[0], self.net[2])]
+
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            for optimizer in self.optimizers():
+                optimizer.zero_grad()
+                self.manual_backward(self.per_sample_loss(batch).mean())
+                optimizer.step()
+
+    last = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
+    trainer(Remembering(), last, max_epochs=9, max_steps=11, enable_checkpointing=True).fit(Two(), loader(0))
+    (state,) = (
+        state
+        for path in sorted(tmp_path.iterdir())[-1:]
+        for key, state in torch.load(path, weights_only=True)["callbacks"].items()
+        if "Remembering" in key
+    )
+    assert state["tasks_ended"] == 1
+
+
+def test_a_task_that_was_broken_off_goes_on_in_the_next_fit_and_says_so() -> None:
+    diary = Diary()
+
+    class Fault(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+            raise RuntimeError("planned")
+
+    with pytest.raises(RuntimeError, match="planned"):
+        trainer(diary, Fault()).fit(Regression(), loader(0))
+    with pytest.warns(UserWarning, match="Diary: task 1 was broken off in an earlier fit and goes on in this one"):
+        trainer(diary).fit(Regression(), loader(1))
+    assert [entry[:2] for entry in diary.entries] == [("start", 0), ("end", 0)]
+
+
+def test_a_fit_that_resumes_within_a_task_with_nothing_left_to_train_says_so(tmp_path: Path) -> None:
+    every = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    trainer(Remembering(), every, max_steps=4, enable_checkpointing=True).fit(Regression(), loader(0))
+    with pytest.warns(UserWarning, match="from within task 1, and nothing is left to train, so that the task does not"):
+        trainer(Remembering(), max_steps=4).fit(Regression(), loader(0), ckpt_path=tmp_path / "step=4.ckpt")
+
+
+def test_an_exception_on_an_epochs_last_batch_loses_no_epoch(tmp_path: Path) -> None:
+    class Fault(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+            if trainer.global_step == 3:
+                raise RuntimeError("planned")
+
+    saving = OnExceptionCheckpoint(tmp_path, filename="fault")
+    with pytest.raises(RuntimeError, match="planned"):
+        trainer(Remembering(2), Fault(), saving, max_epochs=4, enable_checkpointing=True).fit(Regression(), loader(0))
+    resumed = Remembering(2)
+    trainer(resumed, max_epochs=4).fit(Regression(), loader(0), ckpt_path=tmp_path / "fault.ckpt")
+    assert [entry[:2] for entry in resumed.entries] == [("start", 0), ("end", 0), ("start", 1), ("end", 1)]
 
 
 def test_a_stop_that_lightning_does_not_follow_yet_ends_no_task() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import random
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
-from torchmetrics import MeanSquaredError
+from torchmetrics import CatMetric, MeanMetric, MeanSquaredError
 
 from cl_diffusion.callbacks import EWC, MAS
 from cl_diffusion.fisher import DiagonalFisher, KroneckerFisher
@@ -147,6 +148,94 @@ class Logging(Regression):
         losses = super().per_sample_loss(batch)
         self.log("inside", losses.mean())
         return losses
+
+
+class Hoarder(Regression):
+    """Changes whatever a training step can reach, and stops when a single sample goes well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net[0] = nn.Sequential(self.net[0])
+        self.history: dict[str, list[float]] = {"loss": []}
+        self.array = np.zeros(1)
+        self.count = torch.zeros(1)
+        self.queue = nn.Parameter(torch.zeros(1), requires_grad=False)
+        self.errors = {"train": MeanSquaredError()}
+        self.random = np.random.default_rng(0)
+        self.register_buffer("seen", torch.zeros(0))
+        self.last_loss: Tensor | None = None
+
+    per_sample_loss = None  # type: ignore[assignment]
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        x, y = batch
+        loss = nn.functional.mse_loss(self.net(x), y)
+        self.history["loss"].append(float(loss))
+        self.array += 1
+        self.count += 1
+        self.seen = torch.cat([self.seen, loss.detach()[None]])
+        self.errors["train"].update(self.net(x).detach(), y)
+        self.random.random()
+        self.last_loss = loss  # with its graph
+        if len(x) == 1:
+            self.trainer.should_stop = True
+            self.made_up = 1
+            if self.clock is not None:
+                self.clock.end_task(self.trainer)
+        assert self.logger is None or self.logger.log_dir
+        return loss
+
+    clock: Any = None
+
+
+@pytest.mark.filterwarnings("ignore:.*has no `per_sample_loss`")
+def test_nothing_that_a_step_can_reach_shows_the_pass(tmp_path: Path) -> None:
+    found = []
+    for callbacks in ([EWC(DiagonalFisher(), 1e-30)], []):
+        model = Hoarder()
+        model.clock = callbacks[0] if callbacks else None
+        fit_tasks(model, *callbacks, logger=CSVLogger(tmp_path / str(len(callbacks))))
+        assert not hasattr(model, "made_up")
+        total = model.errors["train"].total
+        found.append([model.history, model.array, model.count, model.seen, total, model.random.random()])
+        for callback in callbacks:
+            assert [term.operator.provenance.record[0]["samples"] for term in callback.terms] == [24]
+            assert callback.state_dict()["tasks_ended"] == 2
+    assert repr(found[0]) == repr(found[1])
+
+
+@pytest.mark.filterwarnings("ignore:.*has no `per_sample_loss`")
+def test_a_module_that_cannot_be_copied_is_passed_over_itself_and_says_so() -> None:
+    class Locked(OnlyTrains):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lock = threading.Lock()
+
+    model = Locked()
+    with pytest.warns(UserWarning, match="Locked cannot be copied \\(TypeError.*per_sample_loss"):
+        fit_tasks(model, ewc := EWC(DiagonalFisher()), tasks=(0,))
+    assert model.steps == 6
+    assert ewc.terms
+
+
+def test_metrics_that_a_loss_of_each_sample_updates_are_put_back() -> None:
+    class Measuring(Regression):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mean = MeanMetric()
+            self.losses = CatMetric()
+
+        def per_sample_loss(self, batch: Any) -> Tensor:
+            losses = super().per_sample_loss(batch)
+            self.mean.update(losses.detach())
+            self.losses.update(losses.detach())
+            return losses
+
+    measured = []
+    for callbacks in ([EWC(DiagonalFisher(), 1e-30)], []):
+        model = fit_tasks(Measuring(), *callbacks, tasks=(0,))
+        measured.append((float(model.mean.weight), float(model.mean.compute()), len(model.losses.compute())))
+    assert measured[0] == measured[1]
 
 
 def test_a_loss_of_each_sample_may_log() -> None:

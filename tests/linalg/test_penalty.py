@@ -267,7 +267,7 @@ def test_a_penalty_survives_a_weights_only_checkpoint_bit_for_bit(memory: Memory
     ("arguments", "message"),
     [
         ({"memory": "all"}, "memory='all'; expected one of 'merged', 'separate', 'online'"),
-        ({"gamma": 0.5}, "gamma=0.5 with memory='merged'"),
+        ({"gamma": 0.5}, "gamma=0.5 is of memory='online' alone, and memory='merged'"),
         ({"memory": "online", "gamma": 1.5}, "gamma=1.5"),
         ({"max_rank": 0}, "max_rank=0; expected a positive"),
     ],

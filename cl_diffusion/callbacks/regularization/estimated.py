@@ -66,6 +66,10 @@ class EstimatedImportance(Regularizer):
         return [(self.estimator, self.loss(pl_module)), *super().estimates(pl_module)]
 
     @override
+    def patterns(self) -> list[str]:
+        return [*self.estimator.include, *self.estimator.exclude]
+
+    @override
     def identity(self) -> dict[str, str]:
         return self.estimator.identity()
 

@@ -40,8 +40,8 @@ class L2SP(Regularizer):
         mode: Mode = "gradient",
     ) -> None:
         super().__init__(strength, name, epochs_per_task, mode=mode)
-        self.include = include
-        self.exclude = exclude
+        self.include = parameters.as_patterns(include)
+        self.exclude = parameters.as_patterns(exclude)
         self.first_task = first_task
 
     @override
@@ -51,6 +51,10 @@ class L2SP(Regularizer):
             self.penalty.terms = []
             selected = _selected(pl_module, self.include, self.exclude)
             self.remember(trainer, pl_module, _operator(selected, self.identity(), task), task)
+
+    @override
+    def patterns(self) -> list[str]:
+        return [*self.include, *self.exclude]
 
     @override
     def identity(self) -> dict[str, str]:
@@ -85,8 +89,8 @@ class L2Init(Regularizer):
         mode: Mode = "gradient",
     ) -> None:
         super().__init__(strength, name, epochs_per_task, mode=mode)
-        self.include = include
-        self.exclude = exclude
+        self.include = parameters.as_patterns(include)
+        self.exclude = parameters.as_patterns(exclude)
 
     @override
     def on_task_start(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
@@ -96,6 +100,10 @@ class L2Init(Regularizer):
             anchor = {**_selected(pl_module, self.include, self.exclude), **known}
             self.penalty.terms = []
             self.remember(trainer, pl_module, _operator(anchor, self.identity(), task), task, anchor)
+
+    @override
+    def patterns(self) -> list[str]:
+        return [*self.include, *self.exclude]
 
     @override
     def identity(self) -> dict[str, str]:

@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
+from torch.amp.grad_scaler import OptState
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
@@ -104,7 +105,11 @@ def require_dense(name: str, gradient: Tensor) -> Tensor:
 
 def _gradient_scale(trainer: Trainer, optimizer: Optimizer) -> float:
     """What gradients are multiplied by at this moment: a fused optimizer unscales them within its own step."""
+    if not getattr(optimizer, "_step_supports_amp_scaling", False):
+        return 1.0
+    if hasattr(optimizer, "grad_scale"):  # within a scaler's step, whosever it is; None where it has been unscaled
+        return 1.0 if optimizer.grad_scale is None else float(optimizer.grad_scale)
     scaler = getattr(trainer.precision_plugin, "scaler", None)
-    if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
-        return float(scaler.get_scale())
-    return 1.0
+    if scaler is None or scaler._per_optimizer_states[id(optimizer)]["stage"] is OptState.UNSCALED:
+        return 1.0
+    return float(scaler.get_scale())

@@ -7,6 +7,9 @@ from typing import Any, Protocol
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.utilities import rank_zero_warn
+
+from cl_diffusion.linalg import parameters
 
 
 class Named(Protocol):
@@ -78,6 +81,16 @@ def require_parameters(
         )
 
 
+def warn_of_idle_patterns(patterns: Sequence[str], module: LightningModule, regularizer: str) -> None:
+    """Say so where a pattern fits no parameter's name: it is misspelt, or does nothing."""
+    names = [name for name, _ in module.named_parameters()]
+    if idle := [pattern for pattern in patterns if not any(parameters.fits(name, [pattern]) for name in names)]:
+        rank_zero_warn(
+            f"{regularizer}: include or exclude names {idle}, which fit none of the {len(names)} parameters of "
+            f"{type(module).__name__} ({', '.join(names[:3])}, ...)"
+        )
+
+
 def require_same_importance(
     terms: Sequence[Mapping[str, Any]], identity: Mapping[str, str], scale: Mapping[str, str], regularizer: str
 ) -> None:
@@ -92,13 +105,13 @@ def require_same_importance(
     Raises:
         ValueError: names what differs, both values and what to do.
     """
-    expected = {"scale": None, **({"parameters": None} if identity else {}), **identity, **scale}
+    unsaid = {"scale": "its own trace", **({"parameters": "all"} if identity else {})}
+    remedies = {"scale": "a strength of that kind ('auto', or a number)", "parameters": "that include and exclude"}
     for term in terms:
-        found = term["provenance"]["identity"]
-        for field, value in expected.items():
+        found = {**unsaid, **term["provenance"]["identity"]}
+        for field, value in {**unsaid, **identity, **scale}.items():
             if found.get(field) != value:
                 raise ValueError(
                     f"{regularizer}: the checkpoint's importance has {field}={found.get(field)!r}, this one's "
-                    f"{value!r}; use the {'strength' if field == 'scale' else 'arguments'} that the checkpoint was "
-                    "made with, or start without the checkpoint"
+                    f"{value!r}; use {remedies.get(field, f'that {field}')}, or start without the checkpoint"
                 )

@@ -19,6 +19,7 @@ from cl_diffusion.callbacks.regularization.preconditions import (
     require_names_of_their_own,
     require_parameters,
     require_same_importance,
+    warn_of_idle_patterns,
 )
 from cl_diffusion.callbacks.regularization.sample_gradients import estimate_on_task, sample_loss, try_on_batch
 from cl_diffusion.callbacks.regularization.stability import diverging
@@ -125,6 +126,10 @@ class Regularizer(TaskCallback):
         """The shape of each parameter that is held."""
         return {name: tuple(t.shape) for term in self.terms for name, t in term.anchor.items()}
 
+    def patterns(self) -> list[str]:
+        """Patterns of parameter names that the user has given, each of which ought to fit something."""
+        return []
+
     def excluding(self, names: list[str]) -> str:
         """How a user leaves parameters out of the importance."""
         return f"{type(self).__name__}(exclude={names})"
@@ -135,6 +140,7 @@ class Regularizer(TaskCallback):
         require_names_of_their_own(_all(trainer))
         if self.enabled and stage == "fit":
             refuse_sharded(trainer, type(self).__name__)
+            warn_of_idle_patterns(self.patterns(), pl_module, self._called)
             refuse_several_proximal([other.name for other in _active(trainer) if other.mode == "proximal"])
             self.estimates(pl_module)  # refuses a module that has not the loss for them
 
@@ -155,11 +161,22 @@ class Regularizer(TaskCallback):
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        if self._steps is not None:
+            self._steps.next_batch()
         if self._tried or not self.enabled:
             return
         self._tried = True
         for estimator, loss in self.estimates(pl_module):
             try_on_batch(trainer, pl_module, estimator, loss, batch, self._running, self._called)
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._steps is not None and not self._steps.seen:
+            rank_zero_warn(
+                f"{self._called} has seen no optimizer step in this epoch, so that it does nothing: it sees those of "
+                f"the optimizers that {type(pl_module).__name__}.configure_optimizers returns"
+            )
+        super().on_train_epoch_end(trainer, pl_module)
 
     @override
     def on_task_start(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
@@ -184,7 +201,7 @@ class Regularizer(TaskCallback):
             ValueError: the proximal step of the terms has no closed form; nothing is held then that was not before.
         """
         scaled, figures = self.strength.matched(
-            operator, lambda other: float(estimate_on_task(trainer, pl_module, other, task, label="Trace").trace())
+            operator, lambda other: estimate_on_task(trainer, pl_module, other, task, label="Trace")
         )
         weights = dict(pl_module.named_parameters()) if anchor is None else anchor
         kept, before = parameters.clone(parameters.select(weights, operator.names)), self.terms

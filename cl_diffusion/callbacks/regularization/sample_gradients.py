@@ -9,6 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from cl_diffusion.callbacks.batches import TransferredBatches, training_batches
 from cl_diffusion.callbacks.regularization.unrecorded import unrecorded
@@ -67,10 +68,10 @@ def estimate_on_task(
     """The estimate on the task's own training samples, at the current weights."""
     batches = track(trainer, task_batches(trainer, task), f"{label} of task {task + 1}")
     differentiated = loss or sample_loss(module, estimator)
-    with unrecorded(trainer, module, weights=isinstance(differentiated, OneByOne)):
+    with unrecorded(trainer, module, copied=isinstance(differentiated, OneByOne)) as passed:
         return estimate(
             estimator,
-            module,
+            passed,
             differentiated,
             TransferredBatches(trainer, batches),
             draw=getattr(module, "draw", None),
@@ -97,9 +98,10 @@ def try_on_batch(
         ValueError: names the regulariser, what failed and what to do.
     """
     stream = task_stream(trainer)
-    if stream is None and isinstance(trainer.train_dataloader, Iterator):
+    loaders = tree_leaves(trainer.train_dataloader)
+    if stream is None and (once := [loader for loader in loaders if isinstance(loader, Iterator)]):
         raise ValueError(
-            f"{regularizer}: train_dataloader={type(trainer.train_dataloader).__name__} gives its batches once, and "
+            f"{regularizer}: train_dataloader={type(once[0]).__name__} gives its batches once, and "
             "the importance is taken from them after they were trained on; give a loader that can be iterated again"
         )
     if isinstance(loss, OneByOne):
@@ -108,8 +110,8 @@ def try_on_batch(
     if stream is not None and task is not None:
         batches = TransferredBatches(trainer, stream.importance_dataloader(task))
     try:
-        with unrecorded(trainer, module, weights=isinstance(loss, OneByOne)):
-            try_out(estimator, module, loss, batches, draw=getattr(module, "draw", None))
+        with unrecorded(trainer, module, copied=isinstance(loss, OneByOne)) as passed:
+            try_out(estimator, passed, loss, batches, draw=getattr(module, "draw", None))
     except FloatingPointError:
         raise
     except Exception as error:
@@ -135,12 +137,12 @@ def _training_step(module: LightningModule, batch: Any) -> Tensor:
 def _wanted(module: LightningModule, loss: Loss) -> str:
     kind = type(module).__name__
     if isinstance(loss, SquaredOutput):
-        return "MAS needs output=lambda module, batch: ... that returns a tensor (B, ...), one row a sample"
+        return "Asked is its output, by default that of forward; give output=lambda module, batch: a tensor (B, ...)"
     if isinstance(loss, OneByOne):
-        return f"{kind}.training_step is asked for the loss of batches of one; {_ADD}"
+        return f"Asked is {kind}.training_step, for the loss of batches of one; {_ADD}"
     if isinstance(loss, OutputLoss):
-        return f"{kind}.output_loss must name output and target of a batch, one row a sample"
-    return f"{kind}.per_sample_loss(batch) must return one loss a sample, a tensor (B,)"
+        return f"Asked is {kind}.output_loss, for output and target of a batch, one row a sample"
+    return f"Asked is {kind}.per_sample_loss(batch), for one loss a sample, a tensor (B,)"
 
 
 def _warn_of_the_cost(trainer: Trainer, module: LightningModule) -> None:
@@ -149,5 +151,5 @@ def _warn_of_the_cost(trainer: Trainer, module: LightningModule) -> None:
     rank_zero_warn(
         f"{type(module).__name__} has no `per_sample_loss`, so the importance of a task is taken from `training_step` "
         f"on batches of one: {passes}, a forward and a backward each, in every pass (2 to 10 times the cost of batches "
-        f"on a CPU, tens of times on a GPU); {_ADD}"
+        f"on a CPU, tens of times on a GPU). A loss that compares the samples of a batch cannot be taken so; {_ADD}"
     )

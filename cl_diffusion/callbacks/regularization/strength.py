@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Literal
 
+import torch
 from typing_extensions import override
 
 from cl_diffusion.fisher import DiagonalFisher, FisherEstimator
@@ -34,21 +35,25 @@ class Strength(ABC):
     def scale(self) -> dict[str, str]:
         """What importances are scaled to, as a field of their identity: two scales do not add up."""
         reference = self.reference
-        return {} if reference is None else {"scale": f"trace of {reference.name}, {reference.residual.name}"}
+        if reference is None:
+            return {}
+        identity = {field: value for field, value in reference.identity().items() if value != "none"}
+        return {"scale": f"trace of {', '.join(identity.values())}"}
 
     def matched(
-        self, operator: Operator, trace_of: Callable[[FisherEstimator], float]
+        self, operator: Operator, estimated: Callable[[FisherEstimator], Operator]
     ) -> tuple[Operator, dict[str, float]]:
         """The operator at its scale, and what the largest ``lambda`` comes to on the operator as it was.
 
-        ``trace_of`` estimates the reference's trace; it is not asked where the operator is that estimate itself.
+        The trace is that of the parameters which the operator holds. ``estimated`` gives the reference's estimate; it
+        is not asked where the operator is that estimate itself.
         """
         reference = self.reference
         if reference is None:
             return operator, {"resolved_strength": self.largest}
         identity, trace = operator.provenance.identity, float(operator.trace())
         own = all(identity.get(field) == value for field, value in reference.identity().items())
-        target = trace if own else trace_of(reference)
+        target = trace if own else _trace(estimated(reference), operator.names)
         factor = target / trace if trace > 0 else 1.0
         scaled = operator.scaled(factor)
         scaled.provenance = Provenance({**identity, **self.scale}, operator.provenance.record)
@@ -81,7 +86,8 @@ class Constant(Strength):
 class TraceMatched(Strength):
     """``lambda tr F_k = multiple * tr G_k``: each importance has a multiple of the trace of the loss's own curvature.
 
-    So strengths carry over between importances of any kind. ``G_k`` is estimated at the same weights, on the same
+    So strengths carry over between importances of any kind. Both traces are of the parameters that ``F_k`` holds.
+    ``G_k`` is estimated at the same weights, on the same
     samples; it costs one estimate more a task, unless the importance is that estimate.
 
     Args:
@@ -158,6 +164,14 @@ def as_strength(strength: float | Literal["auto"] | Strength) -> Strength:
     if isinstance(strength, bool) or not isinstance(strength, (int, float)):
         raise TypeError(f"strength={strength!r}; expected a finite number >= 0, 'auto', or a Strength such as WarmUp")
     return Constant(strength)
+
+
+def _trace(operator: Operator, names: Iterable[str]) -> float:
+    """Of some parameters: all of them, as a rule."""
+    if set(names) >= set(operator.names):
+        return float(operator.trace())
+    diagonal = operator.diagonal()
+    return float(sum(diagonal[name].sum(dtype=torch.float64) for name in names if name in diagonal))
 
 
 def _checked(name: str, value: float) -> float:

@@ -53,9 +53,13 @@ class SynapticIntelligence(Regularizer):
         super().__init__(strength, name, epochs_per_task, mode=mode, memory=memory, gamma=gamma)
         PathIntegral({}, damping)  # refuses a damping that is none
         self.damping = damping
-        self.include = include
-        self.exclude = exclude
+        self.include = parameters.as_patterns(include)
+        self.exclude = parameters.as_patterns(exclude)
         self._path: PathIntegral | None = None
+
+    @override
+    def patterns(self) -> list[str]:
+        return [*self.include, *self.exclude]
 
     @override
     def identity(self) -> dict[str, str]:
@@ -97,10 +101,14 @@ class SynapticIntelligence(Regularizer):
     def importance(self, trainer: Trainer, pl_module: LightningModule, task: int) -> Operator | None:
         if self._path is None:
             return None
-        path, self._path = self._path, None
-        operator = path.operator(dict(pl_module.named_parameters()), record={"task": task + 1})
+        operator = self._path.operator(dict(pl_module.named_parameters()), record={"task": task + 1})
         operator.provenance = Provenance(self.identity(), operator.provenance.record)
         return operator
+
+    @override
+    def on_task_end(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
+        super().on_task_end(trainer, pl_module, task)
+        self._path = None
 
     @override
     def state_dict(self) -> dict[str, Any]:
