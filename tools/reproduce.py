@@ -50,7 +50,14 @@ class Preset:
 
     configs: Sequence[str]
     words: Sequence[str] = ()
-    methods: Sequence[str] = ("finetune", "rank1", "distillation", "rank1+distillation", "diagonal+distillation", "joint")
+    methods: Sequence[str] = (
+        "finetune",
+        "rank1",
+        "distillation",
+        "rank1+distillation",
+        "diagonal+distillation",
+        "joint",
+    )
     published: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 

@@ -8,6 +8,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
@@ -137,7 +138,7 @@ class TaskCallback(Callback):
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._broken_off = True
+        self._broken_off = self._trained and trainer.state.fn == TrainerFn.FITTING
 
     @override
     def state_dict(self) -> dict[str, Any]:

@@ -140,7 +140,7 @@ class Penalty:
             ValueError: the state was kept by another kind of memory.
         """
         for name, mine in {"memory": self.memory, "gamma": self.gamma}.items():
-            if state[name] != mine:
+            if state.get(name, mine) != mine:
                 raise ValueError(
                     f"{name}={mine!r}, but the checkpoint was made with {name}={state[name]!r}; use that, or start "
                     "without the checkpoint"

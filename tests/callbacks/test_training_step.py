@@ -161,7 +161,6 @@ class Hoarder(Regression):
         self.count = torch.zeros(1)
         self.queue = nn.Parameter(torch.zeros(1), requires_grad=False)
         self.errors = {"train": MeanSquaredError()}
-        self.random = np.random.default_rng(0)
         self.register_buffer("seen", torch.zeros(0))
         self.last_loss: Tensor | None = None
 
@@ -175,7 +174,6 @@ class Hoarder(Regression):
         self.count += 1
         self.seen = torch.cat([self.seen, loss.detach()[None]])
         self.errors["train"].update(self.net(x).detach(), y)
-        self.random.random()
         self.last_loss = loss  # with its graph
         if len(x) == 1:
             self.trainer.should_stop = True
@@ -197,7 +195,7 @@ def test_nothing_that_a_step_can_reach_shows_the_pass(tmp_path: Path) -> None:
         fit_tasks(model, *callbacks, logger=CSVLogger(tmp_path / str(len(callbacks))))
         assert not hasattr(model, "made_up")
         total = model.errors["train"].total
-        found.append([model.history, model.array, model.count, model.seen, total, model.random.random()])
+        found.append([model.history, model.array, model.count, model.seen, total])
         for callback in callbacks:
             assert [term.operator.provenance.record[0]["samples"] for term in callback.terms] == [24]
             assert callback.state_dict()["tasks_ended"] == 2
@@ -205,17 +203,40 @@ def test_nothing_that_a_step_can_reach_shows_the_pass(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*has no `per_sample_loss`")
-def test_a_module_that_cannot_be_copied_is_passed_over_itself_and_says_so() -> None:
-    class Locked(OnlyTrains):
+@pytest.mark.parametrize("kind", ["compiled", "closure", "hook", "locked"])
+def test_a_training_step_that_reaches_the_module_by_other_ways_is_asked_all_the_same(kind: str) -> None:
+    """By what a copy would not have: functions that hold the module itself."""
+    model: Any = OnlyTrains()
+    if kind == "compiled":
+        model.net[0] = torch.compile(model.net[0], backend="eager")
+    elif kind == "closure":
+        forward = model.net[0].forward
+        model.net[0].forward = lambda x: forward(x)
+    elif kind == "hook":
+        model.net[0].register_forward_hook(lambda module, args, output: setattr(model, "features", output))
+    else:
+        model.lock = threading.Lock()
+    fit_tasks(model, ewc := EWC(DiagonalFisher()), tasks=(0,))
+    fit_tasks(OnlyTrains(), plain := EWC(DiagonalFisher()), tasks=(0,))
+    torch.testing.assert_close(ewc.terms[0].operator.trace(), plain.terms[0].operator.trace())
+    assert model.steps == 6
+
+
+def test_what_a_loss_of_each_sample_appends_is_taken_back() -> None:
+    class Appending(Regression):
         def __init__(self) -> None:
             super().__init__()
-            self.lock = threading.Lock()
+            self.outs: list[Tensor] = []
+            self.register_buffer("mask", torch.ones(1, 3).expand(8, 3))
 
-    model = Locked()
-    with pytest.warns(UserWarning, match="Locked cannot be copied \\(TypeError.*per_sample_loss"):
-        fit_tasks(model, ewc := EWC(DiagonalFisher()), tasks=(0,))
-    assert model.steps == 6
-    assert ewc.terms
+        def per_sample_loss(self, batch: Any) -> Tensor:
+            losses = super().per_sample_loss(batch)
+            self.outs.append(losses.detach())
+            return losses
+
+    model = Appending()
+    fit_tasks(model, EWC(DiagonalFisher()), tasks=(0,))
+    assert len(model.outs) == 6
 
 
 def test_metrics_that_a_loss_of_each_sample_updates_are_put_back() -> None:

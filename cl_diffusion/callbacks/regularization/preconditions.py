@@ -84,7 +84,8 @@ def require_parameters(
 def warn_of_idle_patterns(patterns: Sequence[str], module: LightningModule, regularizer: str) -> None:
     """Say so where a pattern fits no parameter's name: it is misspelt, or does nothing."""
     names = [name for name, _ in module.named_parameters()]
-    if idle := [pattern for pattern in patterns if not any(parameters.fits(name, [pattern]) for name in names)]:
+    given = [pattern for pattern in patterns if pattern != "*"]
+    if idle := [pattern for pattern in given if not any(parameters.fits(name, [pattern]) for name in names)]:
         rank_zero_warn(
             f"{regularizer}: include or exclude names {idle}, which fit none of the {len(names)} parameters of "
             f"{type(module).__name__} ({', '.join(names[:3])}, ...)"

@@ -140,7 +140,6 @@ class Regularizer(TaskCallback):
         require_names_of_their_own(_all(trainer))
         if self.enabled and stage == "fit":
             refuse_sharded(trainer, type(self).__name__)
-            warn_of_idle_patterns(self.patterns(), pl_module, self._called)
             refuse_several_proximal([other.name for other in _active(trainer) if other.mode == "proximal"])
             self.estimates(pl_module)  # refuses a module that has not the loss for them
 
@@ -148,6 +147,8 @@ class Regularizer(TaskCallback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         require_parameters(self.held(), pl_module, self._called, self.excluding)
+        if self.enabled:
+            warn_of_idle_patterns(self.patterns(), pl_module, self._called)
         self._tried = False
         active = _active(trainer)
         if next(iter(active), None) is self:  # acts for all: each sees the task's gradient before any penalty is added
@@ -168,15 +169,6 @@ class Regularizer(TaskCallback):
         self._tried = True
         for estimator, loss in self.estimates(pl_module):
             try_on_batch(trainer, pl_module, estimator, loss, batch, self._running, self._called)
-
-    @override
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._steps is not None and not self._steps.seen:
-            rank_zero_warn(
-                f"{self._called} has seen no optimizer step in this epoch, so that it does nothing: it sees those of "
-                f"the optimizers that {type(pl_module).__name__}.configure_optimizers returns"
-            )
-        super().on_train_epoch_end(trainer, pl_module)
 
     @override
     def on_task_start(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
@@ -246,6 +238,11 @@ class Regularizer(TaskCallback):
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_end(trainer, pl_module)
+        if self._steps is not None and not self._steps.seen:
+            rank_zero_warn(
+                f"{self._called} has seen no optimizer step in this fit, so that it did nothing: it sees those of the "
+                f"optimizers that {type(pl_module).__name__}.configure_optimizers returns"
+            )
         self._release()
 
     @override

@@ -68,10 +68,10 @@ def estimate_on_task(
     """The estimate on the task's own training samples, at the current weights."""
     batches = track(trainer, task_batches(trainer, task), f"{label} of task {task + 1}")
     differentiated = loss or sample_loss(module, estimator)
-    with unrecorded(trainer, module, copied=isinstance(differentiated, OneByOne)) as passed:
+    with unrecorded(trainer, module, weights=isinstance(differentiated, OneByOne)):
         return estimate(
             estimator,
-            passed,
+            module,
             differentiated,
             TransferredBatches(trainer, batches),
             draw=getattr(module, "draw", None),
@@ -110,8 +110,8 @@ def try_on_batch(
     if stream is not None and task is not None:
         batches = TransferredBatches(trainer, stream.importance_dataloader(task))
     try:
-        with unrecorded(trainer, module, copied=isinstance(loss, OneByOne)) as passed:
-            try_out(estimator, passed, loss, batches, draw=getattr(module, "draw", None))
+        with unrecorded(trainer, module, weights=isinstance(loss, OneByOne)):
+            try_out(estimator, module, loss, batches, draw=getattr(module, "draw", None))
     except FloatingPointError:
         raise
     except Exception as error:

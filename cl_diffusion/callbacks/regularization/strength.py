@@ -171,6 +171,11 @@ def _trace(operator: Operator, names: Iterable[str]) -> float:
     if set(names) >= set(operator.names):
         return float(operator.trace())
     diagonal = operator.diagonal()
+    if not set(names) & set(diagonal):
+        raise ValueError(
+            "reference: it is estimated on none of the parameters that the importance holds, so that there is no trace "
+            "to match; let both include the same"
+        )
     return float(sum(diagonal[name].sum(dtype=torch.float64) for name in names if name in diagonal))
 
 

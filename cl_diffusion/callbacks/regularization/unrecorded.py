@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from copy import copy, deepcopy
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.loggers.logger import DummyLogger
-from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torchmetrics import Metric
@@ -19,32 +19,34 @@ from typing_extensions import override
 
 from cl_diffusion.callbacks.task import passing
 
+_INTERNAL = frozenset(vars(LightningModule()))
+Undo = list[Callable[[], None]]
+
 
 @contextmanager
-def unrecorded(trainer: Trainer, module: LightningModule, *, copied: bool = False) -> Iterator[LightningModule]:
+def unrecorded(trainer: Trainer, module: LightningModule, *, weights: bool = False) -> Iterator[None]:
     """Losses computed inside log nothing, and leave the module, the Trainer and the random states as they were.
 
-    Put back are the module's buffers and metrics, the random states of Python, numpy and torch, and whether the Trainer
-    should stop; no task ends, and ``log`` and the loggers say nothing meanwhile.
+    Put back are buffers, metrics, attributes of the module and its parts with what plain containers, tensors and arrays
+    among them hold, the random states of Python, numpy and torch, and whether the Trainer should stop; no task ends,
+    and ``log`` and the loggers say nothing meanwhile. What other objects keep inside themselves is not put back.
 
     Args:
         trainer: whose loggers are kept silent.
         module: that is passed over.
-        copied: yield a deep copy, for a ``training_step`` may change anything: weights of a momentum encoder,
-            histories, a buffer of old samples. It takes the room of the module. Where it cannot be copied, the module
-            itself is passed over, and a warning says so.
-
-    Yields:
-        What to pass over.
+        weights: put parameters back too, as a ``training_step`` may change some by itself (a momentum encoder's); it
+            takes room for one more copy of them.
     """
     loggers, stopping = trainer.loggers, trainer.should_stop
-    passed = _copy(trainer, module) if copied else module
+    undo = _kept(module, weights)
     trainer.loggers = [_Silent(logger) for logger in loggers]
     try:
-        with isolate_rng(), passing(), _as_it_was(passed), _without_log(passed):
-            yield passed
+        with isolate_rng(), passing(), _without_log(module):
+            yield
     finally:
         trainer.loggers, trainer.should_stop = loggers, stopping
+        for put_back in undo:
+            put_back()
 
 
 class _Silent(DummyLogger):
@@ -75,52 +77,68 @@ class _Silent(DummyLogger):
         return self.logger.save_dir
 
 
-def _copy(trainer: Trainer, module: LightningModule) -> LightningModule:
-    """Attributes that are results of a graph are copied without it, for torch does not copy them otherwise."""
-    memo: dict[int, Any] = {id(trainer): trainer}
+def _kept(module: nn.Module, weights: bool) -> Undo:
+    seen: set[int] = set()
+    undo: Undo = []
     for part in module.modules():
-        for value in vars(part).values():
-            if isinstance(value, Tensor) and not value.is_leaf:
-                memo[id(value)] = value.detach().clone()
-    try:
-        twin = deepcopy(module, memo)
-    except Exception as error:
-        rank_zero_warn(
-            f"{type(module).__name__} cannot be copied ({type(error).__name__}: {error}), so its training_step is "
-            "asked for losses on the module itself: buffers and metrics are put back, but nothing else that it "
-            "changes; add `def per_sample_loss(self, batch) -> Tensor` that returns one loss a sample, shape (B,)"
-        )
-        return module
-    twin.trainer = trainer
-    return twin
+        undo += _kept_attributes(part, seen)
+        undo += _kept_value(part._buffers, seen)
+        if weights:
+            undo += [step for parameter in part._parameters.values() for step in _kept_value(parameter, seen)]
+    return undo
 
 
-@contextmanager
-def _as_it_was(module: nn.Module) -> Iterator[None]:
-    """Buffers, also replaced or new ones, and metrics."""
-    buffers = [(part, dict(part._buffers)) for part in module.modules()]
-    values = [(tensor, tensor.detach().clone()) for _, own in buffers for tensor in own.values() if tensor is not None]
-    metrics = [(part, _copied(vars(part))) for part in module.modules() if isinstance(part, Metric)]
-    try:
-        yield
-    finally:
-        for part, own in buffers:
-            part._buffers.clear()
-            part._buffers.update(own)
+def _kept_attributes(part: nn.Module, seen: set[int]) -> Undo:
+    """A metric keeps its state in attributes of its own making; of others, what is not torch's and Lightning's."""
+    own = {key: value for key, value in vars(part).items() if key not in _INTERNAL}
+
+    def put_back() -> None:
+        for key in [key for key in vars(part) if key not in _INTERNAL and key not in own]:
+            del vars(part)[key]
+        vars(part).update(own)
+
+    seen.add(id(part))
+    return [put_back, *(step for value in own.values() for step in _kept_value(value, seen))]
+
+
+def _kept_value(value: Any, seen: set[int]) -> Undo:
+    """How to undo what may be changed within a value, containers before what they hold."""
+    if id(value) in seen:
+        return []
+    seen.add(id(value))
+    if isinstance(value, Tensor):
+        return [_tensor(value)]
+    if isinstance(value, np.ndarray):
+        array = value.copy()
+        return [lambda: np.copyto(value, array)]
+    if isinstance(value, Metric):
+        return _kept_attributes(value, seen)
+    if type(value) in (dict, OrderedDict, defaultdict, Counter):
+        items = dict(value)
+        return [lambda: _refill(value, items), *(step for entry in items.values() for step in _kept_value(entry, seen))]
+    if type(value) in (list, set, deque):
+        entries = list(value)
+        return [lambda: _refill(value, entries), *(step for entry in entries for step in _kept_value(entry, seen))]
+    return []
+
+
+def _tensor(value: Tensor) -> Callable[[], None]:
+    saved = value.detach().clone()
+
+    def put_back() -> None:
         with torch.no_grad():
-            for tensor, value in values:
-                tensor.copy_(value)
-        for part, own in metrics:
-            vars(part).clear()
-            vars(part).update(own)
+            if not torch.equal(value, saved):
+                value.detach().copy_(saved)
+
+    return put_back
 
 
-def _copied(state: dict[str, Any]) -> dict[str, Any]:
-    """A metric's attributes with what they hold now: its states are tensors, or lists that it fills."""
-    return {
-        key: value.clone() if isinstance(value, Tensor) else copy(value) if isinstance(value, list) else value
-        for key, value in state.items()
-    }
+def _refill(container: Any, held: Any) -> None:
+    container.clear()
+    if isinstance(container, (list, deque)):
+        container.extend(held)
+    else:
+        container.update(held)
 
 
 @contextmanager

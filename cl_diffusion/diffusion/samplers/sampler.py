@@ -83,7 +83,8 @@ class Sampler(ABC):
                 not finite.
         """
         labels, count = _labels_and_count(denoiser, labels, num_images)
-        *_, (_, x) = self.chain(denoiser, (count, *shape), labels, generator=generator, progress=progress)
+        with evaluation_mode(denoiser), torch.no_grad():
+            *_, (_, x) = self.chain(denoiser, (count, *shape), labels, generator=generator, progress=progress)
         return x.clamp(-1, 1) if self.clip else x
 
     @final
