@@ -61,10 +61,13 @@ def test_a_head_that_grows_within_a_fit_is_named_before_a_step(regularizer: Any,
 
 
 def test_a_head_that_l2_sp_no_longer_holds_may_change() -> None:
-    model, regularizer = Regression(), L2SP()
-    fit_tasks(model, regularizer, tasks=(0,))
-    model.net[2] = nn.Linear(4, 1)
-    fit_tasks(model, regularizer, tasks=(1,))
+    """Each task replaces the anchor, and with it the shape of a head that grows after the first task's only epoch."""
+    model, regularizer = Outgrowing(), L2SP()
+    shapes = []
+    for seed in (0, 1):
+        fit_tasks(model, regularizer, tasks=(seed,), max_epochs=1)
+        shapes.append(tuple(regularizer.terms[0].anchor["net.2.weight"].shape))
+    assert shapes == [(1, 4), (2, 4)]
 
 
 def test_a_parameter_that_is_frozen_within_a_task_is_still_held() -> None:
@@ -407,7 +410,10 @@ def test_a_head_that_grows_within_a_task_is_named_by_what_gathers_a_path() -> No
 
 def test_a_proximal_regulariser_at_strength_zero_is_none() -> None:
     off = EWC(DiagonalFisher(), 0.0, mode="proximal", name="off")
-    fit_tasks(Regression(), off, L2Init(mode="proximal"), tasks=(0,))
+    beside = fit_tasks(Regression(), off, L2Init(mode="proximal"))
+    alone = fit_tasks(Regression(), L2Init(mode="proximal"))
+    assert all(torch.equal(a, b) for a, b in zip(weights(beside), weights(alone), strict=True))
+    assert not off.terms
 
 
 def test_a_boundary_that_was_interrupted_loses_no_path() -> None:
