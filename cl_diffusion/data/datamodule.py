@@ -44,12 +44,13 @@ class TaskDataModule(PlainHyperparameters, LightningDataModule):
         batch_size: samples a batch and process; a last short batch is kept.
         holdout: fraction of each class that is held out, where the data set has no held-out images of its own.
         fraction: fraction of each class's training images that is used.
+        training_samples: at most so many training images a task, of those; all where not given.
         image_size: side of the square images in pixels; native where not given.
         resize: ``resize`` scales the shorter side and crops the centre, ``pad`` centres on black.
         channels: 1 or 3; the data set's own where not given.
         joint: train every epoch on all tasks' data together, the upper bound: as many epochs as one task has, all of
             them the last task's.
-        seed: of the order of training, the held-out samples, the fraction and the class order.
+        seed: of the order of training, the held-out samples, those that take part and the class order.
         num_workers: processes that load data; 0 is fastest for data held in memory.
         download: let torchvision download what is missing.
         importance_samples: at most so many samples a task in an importance pass; all where not given.
@@ -82,6 +83,7 @@ class TaskDataModule(PlainHyperparameters, LightningDataModule):
         importance_samples: int | None = None,
         predict_classes: list[int] | None = None,
         images_per_class: int = 16,
+        training_samples: int | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)
@@ -98,6 +100,7 @@ class TaskDataModule(PlainHyperparameters, LightningDataModule):
             },
             holdout=holdout,
             fraction=fraction,
+            training_samples=training_samples,
             joint=joint,
             seed=seed,
         )

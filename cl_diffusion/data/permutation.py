@@ -21,6 +21,7 @@ class Purpose(IntEnum):
     BUFFER = 5
     REPLAY = 6
     GENERATION = 7
+    LIMIT = 8
 
 
 def keyed_permutation(length: int, seed: int, purpose: Purpose, index: int = 0) -> Tensor:

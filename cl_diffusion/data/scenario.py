@@ -29,8 +29,9 @@ class Scenario:
         task_arguments: the keywords of ``TaskSplit.of``.
         holdout: fraction of each class that is held out where the data set has no held-out images of its own.
         fraction: fraction of each class's training images that is used.
+        training_samples: at most so many of each task.
         joint: the last task trains on every task's samples.
-        seed: of the class order, the held-out samples and the fraction.
+        seed: of the class order, the held-out samples and those that take part.
 
     Raises:
         ValueError: here if an argument is out of range or contradicts another; later if the data does not fit.
@@ -43,6 +44,7 @@ class Scenario:
     task_arguments: dict[str, Any] = field(default_factory=dict)
     holdout: float = 0.2
     fraction: float = 1.0
+    training_samples: int | None = None
     joint: bool = False
     seed: int = 0
 
@@ -52,6 +54,8 @@ class Scenario:
             raise ValueError(f"holdout={self.holdout}: expected more than 0 and less than 1.")
         if not 0 < self.fraction <= 1:
             raise ValueError(f"fraction={self.fraction}: expected more than 0 and at most 1.")
+        if self.training_samples is not None and self.training_samples < 1:
+            raise ValueError(f"training_samples={self.training_samples}: expected at least 1, or None for all.")
         if self.dataset == "image_folder" and self.image_format.image_size is None:
             raise ValueError(
                 "image_size=None: the images of an image_folder differ in size. Set image_size, say to 32."
@@ -138,4 +142,7 @@ class Scenario:
             training, held_out = training.hold_out(self.holdout, self.seed)
         else:
             held_out = Samples.of(self._images[1], self.split.classes, "held-out")
-        return training.reduce(self.fraction, self.seed), held_out
+        training = training.reduce(self.fraction, self.seed)
+        if self.training_samples is not None:
+            training = training.limit(self.split, self.training_samples, self.seed)
+        return training, held_out

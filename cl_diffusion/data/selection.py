@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +61,24 @@ class Samples:
             if not counts[label]:
                 raise ValueError(f"fraction={fraction} leaves class {label}, of {n} images, with none. Raise it.")
         return self._share(Purpose.FRACTION, seed, counts)
+
+    def limit(self, tasks: Iterable[Sequence[int]], count: int, seed: int) -> Samples:
+        """At most ``count`` samples of each task's classes together, at random; fewer are among more.
+
+        Raises:
+            ValueError: if a class is left with none.
+        """
+        kept: dict[int, Tensor] = {}
+        for classes in tasks:
+            indices = self.indices(classes)
+            order = keyed_permutation(len(indices), seed, Purpose.LIMIT, min(classes))
+            chosen = indices[order[:count]]
+            for label in classes:
+                own = self.by_class[label]
+                kept[label] = own[torch.isin(own, chosen)]
+                if not len(kept[label]):
+                    raise ValueError(f"training_samples={count} a task leaves class {label} with none. Raise it.")
+        return Samples(self.images, kept)
 
     def indices(self, classes: Iterable[int]) -> Tensor:
         """The indices of all samples of these classes, ascending: int64 ``(n,)``."""

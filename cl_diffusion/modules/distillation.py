@@ -58,6 +58,11 @@ class DistillationMixin(_Base):
     def student(self) -> nn.Module:
         """The part of the module whose copy is the teacher."""
 
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether a copy is kept at all."""
+        return True
+
     @abstractmethod
     def current_losses(self, batch: Any) -> Tensor:
         """``(B,)``, of the current task's batch."""
@@ -79,15 +84,16 @@ class DistillationMixin(_Base):
 
     def freeze_teacher(self) -> None:
         """Take the student as it is for the teacher of the next task."""
-        self._keep(_frozen_copy(self.student), self._taught + 1)
+        self._keep(self._copy(), self._taught + 1)
 
     def combined_loss(self, batch: Any) -> Tensor:
-        """The scalar to train on, of a batch with or without replay."""
+        """The scalar to train on, of a batch with or without replay; its two terms are logged."""
         current, replay = batch if isinstance(batch, ReplayBatch) else (batch, None)
         loss = self.current_losses(current).mean()
         old = self.old_losses(current, replay)
         if old is None:
             return loss
+        self.log_dict({"current_loss": loss, "old_loss": old.mean()}, batch_size=1)
         share = 1 / (self.tasks_before + 1) if self.balance == "balanced" else 1.0
         rest = 1 - share if self.balance == "balanced" else 1.0
         return share * loss + rest * self.old_strength * old.mean()
@@ -97,7 +103,7 @@ class DistillationMixin(_Base):
         super().on_train_epoch_start()
         stream = _stream(self)
         if stream is not None and (task := stream.task_at(self.trainer.current_epoch)) != self._taught:
-            self._keep(_frozen_copy(self.student), task)
+            self._keep(self._copy(), task)
         if self._teacher is not None:
             self._teacher.to(self.device)
 
@@ -114,13 +120,16 @@ class DistillationMixin(_Base):
             ValueError: the checkpoint has none, or of another architecture.
         """
         super().on_load_checkpoint(checkpoint)
-        if "teacher" not in checkpoint:
+        found = checkpoint.get("teacher")
+        if found is None or (self.needs_teacher and found["tasks"] > 0 and found["weights"] is None):
             raise ValueError(
                 f"the checkpoint holds no teacher, and {type(self).__name__} distils from one: it was written by "
-                "another module; start without the checkpoint"
+                "another module, or one without a teacher; start without the checkpoint"
             )
-        found = checkpoint["teacher"]
         self._keep(None if found["weights"] is None else self._with_weights(found["weights"]), found["tasks"])
+
+    def _copy(self) -> nn.Module | None:
+        return _frozen_copy(self.student) if self.needs_teacher else None
 
     def _with_weights(self, weights: Mapping[str, Tensor]) -> nn.Module:
         teacher = _frozen_copy(self.student)

@@ -58,6 +58,11 @@ class DistilledDDPM(DistillationMixin, DDPM):
     def student(self) -> Denoiser:
         return self.denoiser
 
+    @property
+    @override
+    def needs_teacher(self) -> bool:
+        return self.rehearsal.needs_teacher
+
     @override
     def current_losses(self, batch: Any) -> Tensor:
         return self.per_sample_loss(batch)

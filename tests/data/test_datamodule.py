@@ -191,6 +191,17 @@ def test_a_fraction_keeps_the_proportions(numbered: Any) -> None:
     assert labels.bincount().tolist() == [4, 4]
 
 
+@pytest.mark.parametrize("joint", [False, True])
+def test_the_training_samples_of_a_task_are_limited_everywhere(numbered: Any, joint: bool) -> None:
+    data = TaskDataModule(numbered(), classes_per_task=1, training_samples=3, joint=joint)
+    expected = 3 * (data.num_tasks if joint else 1)
+    assert sum(len(labels) for _, labels in data.train_dataloader()) == expected
+    assert sum(len(batch.indices) for batch in data.importance_dataloader()) == expected
+    assert sum(len(batch.indices) for batch in data.reference_dataloader(0)) == 3
+    with pytest.raises(ValueError, match="training_samples=0: expected at least 1"):
+        TaskDataModule(numbered(), training_samples=0)
+
+
 def test_shape_and_classes_are_announced_without_reading_the_data(tmp_path: Path) -> None:
     data = TaskDataModule("cifar10", str(tmp_path), channels=1, image_size=16, epochs_per_task=[1, 2, 3, 4, 5])
     assert (data.num_tasks, data.num_epochs, data.num_classes, data.image_shape) == (5, 15, 10, (1, 16, 16))

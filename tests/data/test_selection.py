@@ -50,6 +50,19 @@ def test_a_smaller_fraction_is_part_of_a_larger_one() -> None:
     )
 
 
+def test_a_task_s_samples_are_limited_together() -> None:
+    everything = samples(20, 40, 10)
+    small, large, whole = (everything.limit([(0, 1), (2,)], count, seed=0) for count in (12, 30, 1000))
+    for part, count in ((small, 12), (large, 30), (whole, 60)):
+        assert len(part.indices([0, 1])) == count
+        assert len(part.indices([2])) == min(count, 10)
+    assert set(small.indices([0, 1]).tolist()) < set(large.indices([0, 1]).tolist())
+    assert everything.limit([(1, 0), (2,)], 12, seed=0).indices([0, 1]).equal(small.indices([0, 1]))
+    assert not everything.limit([(0, 1), (2,)], 12, seed=1).indices([0, 1]).equal(small.indices([0, 1]))
+    with pytest.raises(ValueError, match="training_samples=1 a task leaves class"):
+        everything.limit([(0, 1), (2,)], 1, seed=0)
+
+
 def test_the_indices_of_several_classes_ascend() -> None:
     indices = samples(9, 9).indices([1, 0])
     assert indices.tolist() == list(range(18))

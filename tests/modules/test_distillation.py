@@ -97,16 +97,17 @@ def test_gradients_are_the_students_and_teach_it_what_the_teacher_says(kind: str
     assert losses is not None
     losses.mean().backward()
     assert all(p.grad is not None for p in distilled.parameters())
-    assert distilled.teacher is not None
-    assert all(p.grad is None and not p.requires_grad for p in distilled.teacher.parameters())
+    assert (distilled.teacher is None) == (kind == "noise")
+    if distilled.teacher is not None:
+        assert all(p.grad is None and not p.requires_grad for p in distilled.teacher.parameters())
 
 
 def asked(rehearsal: Rehearsal, seed: int = 3) -> tuple[Any, Any, Any, DistilledDDPM]:
     distilled = taught(rehearsal=rehearsal)
     current, replay = distilled.draw(batch(0)), distilled.draw(batch(1))
     torch.manual_seed(seed)
-    assert distilled.teacher is not None
-    return rehearsal.question(distilled.loss, distilled.teacher, current, replay), current, replay, distilled  # type: ignore[arg-type]
+    teacher: Any = distilled.teacher or distilled.denoiser
+    return rehearsal.question(distilled.loss, teacher, current, replay), current, replay, distilled
 
 
 @pytest.mark.parametrize("kind", REHEARSALS)
@@ -231,11 +232,17 @@ def test_resumed_is_uninterrupted(kind: str, tmp_path: Path) -> None:
     whole = fit(ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1, save_on_train_epoch_end=True))
     for stopped_after in (0, 1, 2):
         resumed = fit(ckpt_path=tmp_path / f"epoch={stopped_after}.ckpt")
-        for mine, theirs in ((whole, resumed), (whole.teacher, resumed.teacher)):
-            assert mine is not None
-            assert theirs is not None
+        assert (whole.teacher is None) == (resumed.teacher is None) == (kind == "noise")
+        for mine, theirs in ((whole, resumed), (whole.teacher or whole, resumed.teacher or resumed)):
             for a, b in zip(mine.state_dict().values(), theirs.state_dict().values(), strict=True):
                 assert torch.equal(a, b)
+
+
+def test_both_terms_are_logged(tmp_path: Path) -> None:
+    distilled, fitting = model(balance="sum", old_strength=3.0), trainer(tmp_path)
+    fitting.fit(distilled, datamodule=stream())
+    figures = fitting.callback_metrics
+    torch.testing.assert_close(figures["train_loss"], figures["current_loss"] + 3 * figures["old_loss"])
 
 
 def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
@@ -253,6 +260,12 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
         DistillationMixin.on_load_checkpoint(wider, state)
     with pytest.raises(ValueError, match="the checkpoint holds no teacher, and DistilledDDPM distils from one"):
         DistillationMixin.on_load_checkpoint(model(), {"state_dict": model().state_dict()})
+    without, state = taught(rehearsal=NoiseRehearsal()), {"state_dict": model().state_dict()}
+    assert without.teacher is None
+    DistillationMixin.on_save_checkpoint(without, state)
+    with pytest.raises(ValueError, match="the checkpoint holds no teacher, and DistilledDDPM distils from one"):
+        DistillationMixin.on_load_checkpoint(model(), state)
+    DistillationMixin.on_load_checkpoint(model(rehearsal=NoiseRehearsal()), state)
 
 
 def test_half_sums_are_half_the_elements_times_means() -> None:
