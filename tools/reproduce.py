@@ -4,126 +4,48 @@
 
 Each cell is one ``cl-diffusion fit`` in a folder of its own, as many at a time as there are cores or GPUs. A finished
 cell is not run again, and an interrupted one goes on from its newest checkpoint, so the command can be repeated until
-it is through. It ends with the table, as ``table.md`` and ``table.csv``: average Frechet distance (AFID), forgetting of
-it, and class agreement, after the last task; means over seeds, plus or minus the standard error, and the difference
-from another method on the same seeds. Seeds are those of initialisation and training noise; data and their split stay.
-Other arguments than those below go to every ``cl-diffusion fit``, such as ``--data.root=PATH``.
+it is through. It ends with the table, as ``table.md`` and ``table.csv``, and ``front.png``, retention against
+plasticity; means over seeds, plus or minus the standard error, and differences from another method on the same seeds.
+Seeds are those of initialisation and training noise; data and their split stay.
+
+A method is ``finetune``, ``joint``, a replay (``distillation``), a penalty (``rank1``), or one of each
+(``rank1+distillation``). Other arguments than those below go to every ``cl-diffusion fit``: ``--data.root=PATH``.
 
 ``AFID = 1/T sum_i FID_i(m_T)``; forgetting ``1/T sum_k (FID_k(m_T) - FID_k(m_k))`` (2509.23593, section 4.2). The
 distance is in Inception's features only where that network is on the machine, else in the project's classifier's, which
-compares with nothing but itself; the table says which.
+compares with nothing but itself; the table says which. Published figures stand beside those of this run.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import json
 import os
 import re
 import shutil
-import statistics
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from queue import Queue
 
 import torch
+from outcomes import Comparison, Outcome, draw_front
+from presets import PARTS, PRESETS, Preset, has_penalty
 
-from cl_diffusion.metrics.continual_matrix import ContinualMatrix
-from cl_diffusion.metrics.generation_quality import HIGHER_IS_BETTER
+from cl_diffusion.cli.run_folder import newest_checkpoint
 
-ROOT = Path(__file__).parents[1]
-CONFIGS = ROOT / "configs"
+CONFIGS = Path(__file__).parents[1] / "configs"
 FINISHED = "finished"
 
 
 @dataclass(frozen=True)
-class Preset:
-    """What every cell of a matrix has in common, and what is published of it.
-
-    ``configs``: names below ``configs/``. ``words``: further arguments. ``methods``: by default these.
-    ``published``: average FID and forgetting, in 2048 Inception features, three seeds (2509.23593, table 1).
-    """
-
-    configs: Sequence[str]
-    words: Sequence[str] = ()
-    methods: Sequence[str] = (
-        "finetune",
-        "rank1",
-        "distillation",
-        "rank1+distillation",
-        "diagonal+distillation",
-        "joint",
-    )
-    published: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-
-
-METHODS: dict[str, Sequence[str]] = {
-    "finetune": ("method/finetune",),
-    "joint": ("method/joint",),
-    "diagonal": ("method/ewc_diagonal",),
-    "rank1": ("method/ewc_rank1",),
-    "buffer": ("replay/buffer",),
-    "generative_replay": ("replay/generative_replay",),
-    "distillation": ("replay/distillation",),
-    "diagonal+distillation": ("replay/distillation", "method/ewc_diagonal"),
-    "rank1+distillation": ("replay/distillation", "method/ewc_rank1"),
-}
-PRESETS = {
-    "digits": Preset(
-        ("base", "data/digits", "model/unet_8x8", "hardware/cpu"),
-        ("--data.epochs_per_task=60", "--trainer.check_val_every_n_epoch=60"),
-    ),
-    "mnist16": Preset(("base", "data/mnist16", "model/unet_16x16", "hardware/cpu")),
-    "mnist": Preset(
-        ("base", "data/mnist", "model/unet_32x32", "hardware/gpu"),
-        published={
-            "joint": (2.6, 0.0),
-            "finetune": (102.6, 93.7),
-            "diagonal": (62.2, 51.1),
-            "rank1": (65.2, 58.3),
-            "distillation": (10.1, 2.3),
-            "diagonal+distillation": (14.3, 5.2),
-            "rank1+distillation": (7.6, 0.6),
-        },
-    ),
-    "fashion_mnist": Preset(
-        ("base", "data/fashion_mnist", "model/unet_32x32", "hardware/gpu"),
-        published={
-            "joint": (5.7, 0.0),
-            "finetune": (104.0, 88.0),
-            "diagonal": (99.9, 81.7),
-            "rank1": (96.9, 82.1),
-            "distillation": (19.1, 3.9),
-            "diagonal+distillation": (27.7, 9.1),
-            "rank1+distillation": (15.4, 0.9),
-        },
-    ),
-    "cifar10": Preset(
-        ("base", "data/cifar10", "model/unet_32x32", "hardware/gpu"),
-        (
-            "--model.network.init_args.in_channels=3",
-            "--model.network.init_args.out_channels=3",
-        ),
-        published={
-            "joint": (23.3, 0.0),
-            "finetune": (115.4, 72.5),
-            "diagonal": (128.6, 74.4),
-            "rank1": (120.0, 77.4),
-            "distillation": (61.2, 16.6),
-            "diagonal+distillation": (72.6, 17.9),
-            "rank1+distillation": (50.5, 7.4),
-        },
-    ),
-}
-
-
-@dataclass(frozen=True)
 class Cell:
-    """One method on one seed. A strength, if any, takes the place of that in the method's file."""
+    """One method on one seed. A strength, if any, takes the place of the preset's and of that in the method's file."""
 
     method: str
     strength: float | None
@@ -138,184 +60,175 @@ class Cell:
         """Of the run."""
         return out / re.sub(r"[^\w+.]+", "_", self.name) / f"seed_{self.seed}"
 
+    def log(self, out: Path) -> Path:
+        """Where the run's output goes."""
+        return self.folder(out).with_suffix(".log")
+
+    def words(self, preset: Preset, extra: Sequence[str]) -> list[str]:
+        """What is fitted, whatever the machine and folder: names below ``configs/``, and arguments."""
+        strength = preset.strength_of(self.method) if self.strength is None else self.strength
+        chosen = [] if strength is None else [f"--trainer.callbacks.strength={strength}"]
+        return [*preset.files_of(self.method), *preset.words, *chosen, *extra]
+
     def command(self, preset: Preset, extra: Sequence[str], out: Path) -> list[str]:
         """``cl-diffusion fit``, resumed where there is a checkpoint."""
         folder = self.folder(out)
-        files = [CONFIGS / f"{name}.yaml" for name in (*preset.configs, *METHODS[self.method])]
-        words = [word for file in files for word in ("-c", str(file))]
-        words += [*preset.words, *extra, f"--seed_everything={self.seed}", f"--run={folder}"]
-        words.append("--trainer.enable_progress_bar=false")
-        if self.strength is not None:
-            words.append(f"--trainer.callbacks.strength={self.strength}")
-        checkpoints = sorted((folder / "checkpoints").glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
-        if checkpoints:
-            words.append(f"--ckpt_path={checkpoints[-1]}")
+        files = {name: ["-c", str(CONFIGS / f"{name}.yaml")] for name in preset.files_of(self.method)}
+        words = [part for word in self.words(preset, extra) for part in files.get(word, [word])]
+        words += [f"--seed_everything={self.seed}", f"--run={folder}", "--trainer.enable_progress_bar=false"]
+        if (newest := newest_checkpoint(folder)) is not None:
+            words.append(f"--ckpt_path={newest}")
         return [sys.executable, "-m", "cl_diffusion.cli", "fit", *words]
 
-    def run(self, preset: Preset, extra: Sequence[str], out: Path, environment: Mapping[str, str]) -> bool:
-        """Fit, unless it is finished; whether it is, afterwards."""
-        folder = self.folder(out)
-        if (folder / FINISHED).exists():
-            return True
-        if folder.exists() and not any((folder / "checkpoints").glob("*.ckpt")):
-            shutil.rmtree(folder)  # stopped before its first checkpoint: nothing to go on from
-        command = self.command(preset, extra, out)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with folder.with_suffix(".log").open("a") as log:
-            log.write(f"{' '.join(command)}\n")
-            log.flush()
-            code = subprocess.run(command, stdout=log, stderr=log, env={**os.environ, **environment}).returncode
-        if code == 0:
-            (folder / FINISHED).touch()
-        return code == 0
+    def finished(self, preset: Preset, extra: Sequence[str], out: Path) -> bool:
+        """Whether it has been run to its end.
+
+        Raises:
+            ValueError: it has, by other arguments.
+        """
+        marker = self.folder(out) / FINISHED
+        if not marker.exists():
+            return False
+        before, now = (" ".join(words) for words in (json.loads(marker.read_text()), self.words(preset, extra)))
+        if before != now:
+            raise ValueError(
+                f"{self.name}, seed {self.seed} was run with {before}, and would now be with {now}; name another "
+                f"--out, or remove {self.folder(out)}"
+            )
+        return True
 
 
-def slots(jobs: int | None) -> list[dict[str, str]]:
-    """The environment of each process that runs at the same time: one a GPU, else one a core."""
-    gpus = torch.cuda.device_count()
-    if gpus:
-        return [{"CUDA_VISIBLE_DEVICES": str(number % gpus)} for number in range(jobs or gpus)]
-    return [{"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"} for _ in range(jobs or os.cpu_count() or 1)]
+class Matrix:
+    """Cells in parallel processes, each on a core or GPU of its own.
 
+    Args:
+        preset: what they have in common.
+        extra: further arguments of every fit.
+        out: folder of all.
+        jobs: cells at a time; None: one a GPU, else one a core.
+    """
 
-def run_all(cells: Sequence[Cell], preset: Preset, extra: Sequence[str], out: Path, jobs: int | None) -> list[Cell]:
-    """Every cell that is not finished; returns those that failed."""
-    free: Queue[dict[str, str]] = Queue()
-    for slot in slots(jobs):
-        free.put(slot)
+    def __init__(self, preset: Preset, extra: Sequence[str], out: Path, jobs: int | None) -> None:
+        self.preset, self.extra, self.out = preset, extra, out
+        self.free: Queue[Mapping[str, str]] = Queue()
+        for slot in _slots(jobs):
+            self.free.put(slot)
+        self.running: set[subprocess.Popen[bytes]] = set()
 
-    def run(cell: Cell) -> bool:
-        slot = free.get()
+    def run(self, cells: Sequence[Cell]) -> list[Cell]:
+        """Every cell that is not finished; returns those that failed. Interrupted, it takes the running ones along."""
+        waiting = [cell for cell in cells if not cell.finished(self.preset, self.extra, self.out)]
+        pool = ThreadPoolExecutor(self.free.qsize())
         try:
-            done = cell.run(preset, extra, out, slot)
+            done = list(pool.map(self._fit, waiting))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in list(self.running):
+                process.terminate()
+            raise
+        return [cell for cell, finished in zip(waiting, done, strict=True) if not finished]
+
+    def _fit(self, cell: Cell) -> bool:
+        slot = self.free.get()
+        try:
+            done = self._process(cell, {**os.environ, **slot}) == 0
         finally:
-            free.put(slot)
+            self.free.put(slot)
+        if done:
+            (cell.folder(self.out) / FINISHED).write_text(json.dumps(cell.words(self.preset, self.extra)))
         print(f"{'finished' if done else 'FAILED  '} {cell.name}, seed {cell.seed}", flush=True)
         return done
 
-    with ThreadPoolExecutor(free.qsize()) as pool:
-        done = list(pool.map(run, cells))
-    return [cell for cell, finished in zip(cells, done, strict=True) if not finished]
+    def _process(self, cell: Cell, environment: Mapping[str, str]) -> int:
+        """Fit, from the start or from the newest checkpoint; the exit code."""
+        folder = cell.folder(self.out)
+        if folder.exists() and newest_checkpoint(folder) is None:
+            shutil.rmtree(folder)  # stopped before its first checkpoint: nothing to go on from
+        command = cell.command(self.preset, self.extra, self.out)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with cell.log(self.out).open("a") as log:
+            log.write(f"{' '.join(command)}\n")
+            log.flush()
+            process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+            self.running.add(process)
+            try:
+                return process.wait()
+            finally:
+                self.running.discard(process)
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """A finished cell: its matrices by metric, and the accuracy of the classifier that judged it."""
-
-    matrices: Mapping[str, ContinualMatrix]
-    reference_accuracy: float | None
-
-    @classmethod
-    def of(cls, folder: Path) -> Outcome:
-        """What a run has written."""
-        matrices: dict[str, ContinualMatrix] = {}
-        with (folder / "continual.csv").open(newline="") as file:
-            for row in csv.DictReader(file):
-                name = row["metric"]
-                matrix = matrices.setdefault(name, ContinualMatrix(name, HIGHER_IS_BETTER[name]))
-                matrix.record(int(row["after"]), int(row["task"]), float(row["value"]))
-        found = re.search(r"reference classifier .*held-out accuracy (\d\.\d+)", folder.with_suffix(".log").read_text())
-        return cls(matrices, float(found[1]) if found else None)
+def _slots(jobs: int | None) -> list[dict[str, str]]:
+    """The environment of each process that runs at the same time."""
+    gpus, cores = torch.cuda.device_count(), os.cpu_count() or 1
+    if gpus:
+        return [{"CUDA_VISIBLE_DEVICES": str(number % gpus)} for number in range(jobs or gpus)]
+    threads = str(max(1, cores // (jobs or cores)))
+    return [{"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads} for _ in range(jobs or cores)]
 
 
-def interval(values: Sequence[float]) -> str:
-    """The mean, plus or minus the standard error."""
-    mean = statistics.mean(values)
-    if len(values) < 2:
-        return f"{mean:.3g}"
-    return f"{mean:.3g} +- {statistics.stdev(values) / len(values) ** 0.5:.2g}"
+def report(outcomes: Mapping[str, Mapping[int, Outcome]], preset: Preset, against: str, out: Path) -> str:
+    """Write the table and the picture into a folder; returns the table to read."""
+    comparison = Comparison(outcomes, preset, against)
+    text = comparison.markdown()
+    (out / "table.md").write_text(text)
+    records = list(comparison.records())
+    with (out / "table.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(records[0]))
+        writer.writeheader()
+        writer.writerows(records)
+    draw_front(comparison, out / "front.png")
+    return text
 
 
-def rows(outcomes: Mapping[str, Mapping[int, Outcome]], preset: Preset, against: str) -> Iterator[dict[str, str]]:
-    """A row a method, of the seeds that are finished."""
-    everywhere = [outcome for of in outcomes.values() for outcome in of.values()]
-    inception = all("inception_distance" in outcome.matrices for outcome in everywhere)
-    distance = "inception_distance" if inception else "frechet_distance"
-    figures = {
-        "AFID": lambda outcome: outcome.matrices[distance].average(),
-        "forgetting": lambda outcome: outcome.matrices[distance].forgetting(),
-        "class agreement": lambda outcome: outcome.matrices["class_agreement"].average(),
-        "when learned": lambda outcome: statistics.mean(
-            outcome.matrices["class_agreement"].learned(task)
-            for task in range(1, outcome.matrices["class_agreement"].last + 1)
-        ),
-    }
-    for name, of in outcomes.items():
-        row = {"method": name, "seeds": str(len(of))}
-        for title, figure in figures.items():
-            row[title] = interval([figure(outcome) for outcome in of.values()])
-        shared = [seed for seed in of if seed in outcomes.get(against, {})]
-        for title in ("AFID", "class agreement"):
-            differences = [figures[title](of[seed]) - figures[title](outcomes[against][seed]) for seed in shared]
-            other = name != against and differences
-            row[f"{title}, difference from {against}"] = interval(differences) if other else ""
-        if preset.published:
-            published = preset.published.get(name)
-            row["published AFID / forgetting"] = f"{published[0]} / {published[1]}" if published else ""
-        yield row
-
-
-def markdown(table: Sequence[Mapping[str, str]]) -> str:
-    """As a table in Markdown."""
-    titles = list(table[0])
-    lines = [titles, ["---"] * len(titles), *([row[title] for title in titles] for row in table)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def features(outcomes: Mapping[str, Mapping[int, Outcome]]) -> str:
-    """Whose features the distances are in."""
-    everywhere = [outcome for of in outcomes.values() for outcome in of.values()]
-    if all("inception_distance" in outcome.matrices for outcome in everywhere):
-        return "Distances are in 2048 Inception features (FID)."
-    accuracies = sorted({outcome.reference_accuracy for outcome in everywhere if outcome.reference_accuracy})
-    said = " and ".join(f"{accuracy:.3f}" for accuracy in accuracies)
-    return (
-        f"Distances are in the features of the project's own classifier (held-out accuracy {said}), not FID: they "
-        "compare with each other, and not with published ones."
+def arguments() -> tuple[argparse.Namespace, list[Cell], list[str]]:
+    """Of this script, the cells that they ask for, and the rest, which goes to every fit."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("preset", choices=PRESETS)
+    parser.add_argument("--out", type=Path, default=Path("runs/reproduce"))
+    parser.add_argument(
+        "--methods", nargs="+", metavar="METHOD", help=f"the preset's by default; of {', '.join(PARTS)}"
     )
+    parser.add_argument("--strengths", nargs="+", type=float, help="of the penalties, each in place of the file's")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, help="cells at a time; by default one a GPU, else one a core")
+    parser.add_argument("--against", help="the row of the table that differences are from; finetune by default")
+    given, extra = parser.parse_known_args()
+    if given.jobs is not None and given.jobs < 1:
+        parser.error(f"--jobs {given.jobs}; expected at least 1")
+    methods = given.methods or PRESETS[given.preset].methods
+    try:
+        strengths = {method: given.strengths or [None] if has_penalty(method) else [None] for method in methods}
+    except ValueError as error:
+        parser.error(f"--methods {error}")
+    cells = [
+        Cell(method, strength, seed) for seed in given.seeds for method in methods for strength in strengths[method]
+    ]
+    rows = {cell.name for cell in cells}
+    if given.against is not None and given.against not in rows:
+        parser.error(f"--against {given.against!r}; expected a row of the table: {', '.join(sorted(rows))}")
+    return given, cells, extra
 
 
 def main() -> None:
     """Run the matrix and write its table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("preset", choices=PRESETS)
-    parser.add_argument("--out", type=Path, default=Path("runs/reproduce"))
-    parser.add_argument("--methods", nargs="+", choices=METHODS, help="the preset's own by default")
-    parser.add_argument("--strengths", nargs="+", type=float, help="of the EWC methods, each in place of the file's")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--jobs", type=int, help="cells at a time; by default one a GPU, else one a core")
-    parser.add_argument("--against", default="finetune", help="the method that differences are from")
-    arguments, extra = parser.parse_known_args()
-    preset, out = PRESETS[arguments.preset], arguments.out / arguments.preset
-    methods = arguments.methods or preset.methods
-    cells = [
-        Cell(method, strength, seed)
-        for seed in arguments.seeds
-        for method in methods
-        for strength in (arguments.strengths if arguments.strengths and has_strength(method) else [None])
-    ]
-    failed = run_all(cells, preset, extra, out, arguments.jobs)
-    outcomes: dict[str, dict[int, Outcome]] = {}
-    for cell in cells:
-        if cell not in failed:
-            outcomes.setdefault(cell.name, {})[cell.seed] = Outcome.of(cell.folder(out))
-    if outcomes:
-        table = list(rows(outcomes, preset, arguments.against))
-        text = f"{markdown(table)}\n\n{features(outcomes)}\n"
-        (out / "table.md").write_text(text)
-        with (out / "table.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(table[0]))
-            writer.writeheader()
-            writer.writerows(table)
-        print(f"\n{text}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    given, cells, extra = arguments()
+    preset, out = PRESETS[given.preset], given.out / given.preset
+    try:
+        failed = Matrix(preset, extra, out, given.jobs).run(cells)
+        outcomes: dict[str, dict[int, Outcome]] = {}
+        for cell in cells:
+            if cell not in failed:
+                outcomes.setdefault(cell.name, {})[cell.seed] = Outcome.of(cell.folder(out))
+        if outcomes:
+            print(f"\n{report(outcomes, preset, given.against or 'finetune', out)}")
+    except ValueError as error:
+        sys.exit(f"reproduce.py: error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command goes on from here")
     for cell in failed:
-        print(f"failed: {cell.name}, seed {cell.seed}; see {cell.folder(out).with_suffix('.log')}", file=sys.stderr)
+        print(f"failed: {cell.name}, seed {cell.seed}; see {cell.log(out)}", file=sys.stderr)
     sys.exit(bool(failed))
-
-
-def has_strength(method: str) -> bool:
-    """Whether a penalty takes part."""
-    return any("ewc" in name for name in METHODS[method])
 
 
 if __name__ == "__main__":

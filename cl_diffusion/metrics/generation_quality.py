@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,6 +48,15 @@ class GenerationQuality:
         for distances in self._distances.values():
             for distance, images in zip(distances, held_out, strict=True):
                 distance.add_real(images)
+
+    @property
+    def yardstick(self) -> dict[str, Any]:
+        """What the figures are measured with: those of different yardsticks do not compare."""
+        return {
+            "reference_classifier": self.reference.digest,
+            "held_out_accuracy": self.reference.held_out_accuracy,
+            "inception": "inception_distance" in self._distances,
+        }
 
     @torch.no_grad()
     def __call__(self, task: int, images: Tensor, labels: Tensor) -> dict[str, float]:

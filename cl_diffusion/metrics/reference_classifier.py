@@ -55,11 +55,12 @@ class ReferenceClassifier(nn.Module):
 
 @dataclass(frozen=True)
 class TrainedReference:
-    """The classifier, in evaluation mode, with what it is worth."""
+    """The classifier, in evaluation mode, with what it is worth; ``digest`` tells those of different data apart."""
 
     classifier: ReferenceClassifier
     held_out_accuracy: float
     cached: bool
+    digest: str
 
 
 def trained_reference(
@@ -92,7 +93,8 @@ def trained_reference(
     digest = hashlib.sha256(f"{steps} {batch_size} {seed} {classes} {tuple(images.shape)}".encode())
     digest.update(images.cpu().contiguous().numpy().tobytes())
     digest.update(labels.cpu().contiguous().numpy().tobytes())
-    path = (cache or default_cache()) / f"reference_classifier_{digest.hexdigest()[:20]}.safetensors"
+    name = digest.hexdigest()[:20]
+    path = (cache or default_cache()) / f"reference_classifier_{name}.safetensors"
     devices = [images.device] if images.device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.inference_mode(False), torch.enable_grad():
         torch.manual_seed(seed)
@@ -106,7 +108,7 @@ def trained_reference(
             _train(classifier, images, labels, steps, batch_size, track)
             _save(classifier, path)
     classifier.eval().requires_grad_(False)
-    return TrainedReference(classifier, accuracy(classifier, *held_out), cached)
+    return TrainedReference(classifier, accuracy(classifier, *held_out), cached, name)
 
 
 @torch.no_grad()

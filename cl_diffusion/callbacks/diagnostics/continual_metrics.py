@@ -12,7 +12,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from cl_diffusion.callbacks.batches import TransferredBatches, images_and_labels, joined, keyed
-from cl_diffusion.callbacks.diagnostics.continual_table import print_table, write_csv
+from cl_diffusion.callbacks.diagnostics.continual_table import print_table, write_csv, write_yardstick
 from cl_diffusion.callbacks.diagnostics.sample_grid import log_grid
 from cl_diffusion.callbacks.task import TaskCallback, task_stream
 from cl_diffusion.diffusion.samplers import Sampler
@@ -31,9 +31,10 @@ class ContinualMetrics(TaskCallback):
     The loss is over held-out samples on fixed draws of timestep and noise; class agreement and Frechet distance judge
     images that the module draws of the task's classes, always from the same noise (``GenerationQuality``); a module
     without ``sample``, or one whose ``class_conditional`` is not true, gets the loss alone. At each boundary: a table,
-    the file ``continual.csv`` (columns ``metric,after,task,value``; tasks counted from 1), a grid of samples (a row a
-    class) in ``samples/`` and to the logger, and figures to the logger. Training is bit for bit the same with and
-    without it.
+    the file ``continual.csv`` (columns ``metric,after,task,value``; tasks counted from 1) and beside it
+    ``yardstick.json`` (which classifier judged, its held-out accuracy, whether Inception was there), a grid of samples
+    (a row a class) in ``samples/`` and to the logger, and figures to the logger. Training is bit for bit the same with
+    and without it.
 
     Every process computes the same figures; the first one writes them.
 
@@ -178,6 +179,8 @@ class ContinualMetrics(TaskCallback):
         self, trainer: Trainer, folder: Path, task: int, num_tasks: int, drawn: list[tuple[Tensor, Tensor]]
     ) -> None:
         write_csv(folder / "continual.csv", self.matrices.values())
+        if self._quality is not None:
+            write_yardstick(folder / "yardstick.json", self._quality.yardstick)
         if drawn:
             log_grid(trainer, *joined(drawn), folder / "samples" / f"after_task_{task + 1}.png")
         figures: dict[str, float] = {}

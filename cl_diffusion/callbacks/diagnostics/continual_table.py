@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import rich
 from rich.table import Table
@@ -23,6 +25,11 @@ def write_csv(path: Path, matrices: Iterable[ContinualMatrix]) -> None:
         writer.writerow(["metric", "after", "task", "value"])
         writer.writerows((metric, after, task, repr(value)) for after, metric, task, value in sorted(rows))
     partial.replace(path)
+
+
+def write_yardstick(path: Path, yardstick: Mapping[str, Any]) -> None:
+    """What the figures of ``continual.csv`` were measured with, as JSON."""
+    path.write_text(json.dumps(yardstick, indent=1) + "\n")
 
 
 def print_table(matrices: Collection[ContinualMatrix], title: str) -> None:

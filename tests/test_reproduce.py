@@ -1,0 +1,232 @@
+"""A matrix of methods and seeds: run once, gone on with where it stopped, and told in one table."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from cl_diffusion.cli import main as command_line
+from cl_diffusion.metrics.continual_matrix import ContinualMatrix
+from tests.tiny import configuration
+
+ROOT = Path(__file__).parents[1]
+
+
+class DiesOnce(Callback):
+    """Takes the process down in the third epoch, unless it has done so before."""
+
+    def __init__(self, marker: str) -> None:
+        self.marker = Path(marker)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.current_epoch == 2 and not self.marker.exists():
+            self.marker.touch()
+            os._exit(9)
+
+
+@pytest.fixture(scope="module")
+def tools() -> Iterator[Any]:
+    """The modules of the tool, as it imports them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "tools"))
+        yield (
+            importlib.import_module("reproduce"),
+            importlib.import_module("outcomes"),
+            importlib.import_module("presets"),
+        )
+
+
+def run(tool: Any, monkeypatch: pytest.MonkeyPatch, *words: str) -> Any:
+    """The exit code, or the message."""
+    monkeypatch.setattr(sys, "argv", ["reproduce.py", *words])
+    with pytest.raises(SystemExit) as exit_:
+        tool.main()
+    return exit_.value.code
+
+
+def test_a_matrix_goes_on_where_it_stopped(
+    tools: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tool, _, presets = tools
+    (folder / "method").mkdir()
+    configuration(folder, strength=None).rename(folder / "base.yaml")
+    (folder / "method" / "finetune.yaml").write_text((ROOT / "configs/method/finetune.yaml").read_text())
+    rank1 = yaml.safe_load((ROOT / "configs/method/ewc_rank1.yaml").read_text())
+    dying = {"class_path": "tests.test_reproduce.DiesOnce", "init_args": {"marker": str(folder / "died")}}
+    rank1["trainer"]["callbacks+"].insert(0, dying)
+    (folder / "method" / "ewc_rank1.yaml").write_text(yaml.safe_dump(rank1))
+    monkeypatch.setattr(tool, "CONFIGS", folder)
+    monkeypatch.setitem(tool.PRESETS, "tiny", presets.Preset(("base",), published={"distillation": (1.0, 2.0)}))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    command = ["tiny", "--out", "out", "--methods", "finetune", "rank1", "--seeds", "4", "--jobs", "2"]
+
+    assert run(tool, monkeypatch, *command) == 1
+    output = capsys.readouterr()
+    assert "finished finetune, seed 4" in output.out
+    assert f"failed: rank1, seed 4; see {Path('out/tiny/rank1/seed_4.log')}" in output.err
+    cells = {name: Path("out/tiny") / name / "seed_4" for name in ("finetune", "rank1")}
+    assert not (cells["rank1"] / "finished").exists()
+    written = (cells["finetune"] / "continual.csv").stat().st_mtime_ns
+
+    assert run(tool, monkeypatch, *command) == 0
+    assert "finetune" not in capsys.readouterr().out.split("|")[0]
+    assert (cells["finetune"] / "continual.csv").stat().st_mtime_ns == written
+    commands = [
+        line for line in cells["rank1"].with_suffix(".log").read_text().splitlines() if "cl_diffusion.cli" in line
+    ]
+    assert ["--ckpt_path" in line for line in commands] == [False, True]
+    assert all("--seed_everything=4" in line for line in commands)
+    table = Path("out/tiny/table.md").read_text()
+    assert "| rank1 | 1 |" in table
+    assert "| distillation | 0 |  | 1 |  | 2 |" in table
+    records = list(csv.DictReader(Path("out/tiny/table.csv").read_text().splitlines()))
+    assert {(r["method"], r["figure"]) for r in records} >= {("rank1", "AFID"), ("finetune", "plasticity")}
+    assert Path("out/tiny/front.png").stat().st_size > 1000
+
+    monkeypatch.setattr(tool.subprocess, "Popen", None)  # all is finished: nothing is started
+    assert run(tool, monkeypatch, *command) == 0
+    refused = run(tool, monkeypatch, *command, "--trainer.max_steps=1")
+    assert "finetune, seed 4 was run with base method/finetune, and would now be with" in refused
+    assert "name another --out" in refused
+    (cells["rank1"] / "yardstick.json").write_text(
+        '{"reference_classifier": "b", "held_out_accuracy": 1, "inception": false}'
+    )
+    assert "judged by 2 different reference classifiers" in run(tool, monkeypatch, *command)
+
+
+def outcome(outcomes: Any, agreement: list[list[float]], *, inception: bool = False, shift: float = 0.0) -> Any:
+    """Of rows after each task, one figure a task seen; distances are 100 (1 - agreement), Inception's tenfold."""
+    matrices = {
+        "class_agreement": ContinualMatrix("class_agreement", True),
+        "denoising_loss": ContinualMatrix("denoising_loss", False),
+        "frechet_distance": ContinualMatrix("frechet_distance", False),
+    }
+    if inception:
+        matrices["inception_distance"] = ContinualMatrix("inception_distance", False)
+    for after, row in enumerate(agreement, 1):
+        for task, value in enumerate(row, 1):
+            matrices["class_agreement"].record(after, task, value + shift)
+            matrices["denoising_loss"].record(after, task, 1 - value)
+            matrices["frechet_distance"].record(after, task, 100 * (1 - value))
+            if inception:
+                matrices["inception_distance"].record(after, task, 1000 * (1 - value))
+    yardstick = {"reference_classifier": "a", "held_out_accuracy": 0.9, "inception": inception}
+    return outcomes.Outcome(matrices, yardstick)
+
+
+KEPT, LOST = [[0.9], [0.8, 0.9], [0.6, 0.7, 0.5]], [[0.9], [0.4, 1.0], [0.1, 0.3, 0.8]]
+
+
+def test_the_figures_are_those_of_the_matrix(tools: Any) -> None:
+    _, outcomes, presets = tools
+    rows = {"finetune": {0: outcome(outcomes, LOST)}, "rank1": {0: outcome(outcomes, KEPT)}}
+    found = outcomes.Comparison(rows, presets.PRESETS["digits"], "finetune")
+    expected = {
+        "AFID": 40.0,
+        "forgetting": (30 + 20 + 0) / 3,
+        "class agreement": 0.6,
+        "retention": 0.65,
+        "plasticity": 0.7,
+    }
+    assert {title: found.values("rank1", title)[0] for title in expected} == pytest.approx(expected)
+    assert found.differences("rank1", "class agreement") == pytest.approx([0.2])
+    assert found.differences("finetune", "class agreement") == []
+    assert "own classifier, not FID" in found.markdown()
+    errors = outcomes.Comparison(rows, presets.PRESETS["iewc"], "finetune")
+    expected = {"old error": 0.35, "forgetting": 0.25, "new error": 0.5}
+    assert {title: errors.values("rank1", title)[0] for title in expected} == pytest.approx(expected)
+
+
+def test_means_are_over_seeds_and_differences_on_the_same_ones(tools: Any) -> None:
+    _, outcomes, presets = tools
+    rows = {
+        "finetune": {0: outcome(outcomes, LOST), 1: outcome(outcomes, LOST, shift=0.1)},
+        "rank1": {seed: outcome(outcomes, KEPT, shift=shift) for seed, shift in enumerate((0.0, 0.1, 0.3))},
+    }
+    found = outcomes.Comparison(rows, presets.PRESETS["digits"], "finetune")
+    assert found.differences("rank1", "class agreement") == pytest.approx([0.2, 0.2])
+    (record,) = [r for r in found.records() if (r["method"], r["figure"]) == ("rank1", "retention")]
+    assert record["mean"] == pytest.approx(0.65 + 0.4 / 3)
+    assert record["standard_error"] == pytest.approx(0.15275 / 3**0.5, rel=1e-3)
+    assert record["seeds"] == 3
+
+
+def test_features_are_never_mixed(tools: Any) -> None:
+    _, outcomes, presets = tools
+    with_it, without = outcome(outcomes, KEPT, inception=True), outcome(outcomes, LOST)
+    preset = presets.PRESETS["mnist"]
+    both = outcomes.Comparison({"rank1": {0: with_it}, "finetune": {0: without}}, preset, "finetune")
+    assert both.values("rank1", "AFID") == pytest.approx([40.0])
+    assert "and not with published ones" in both.markdown()
+    alone = outcomes.Comparison({"rank1": {0: with_it}}, preset, "finetune")
+    assert alone.values("rank1", "AFID") == pytest.approx([400.0])
+    assert "2048 Inception features (FID)" in alone.markdown()
+    assert "| rank1 | 1 | 400 | 65.2 |" in alone.markdown()
+    assert "| rank1+distillation | 0 |  | 7.6 |  | 0.6 |" in alone.markdown()
+
+
+def test_a_method_is_named_by_its_parts(tools: Any) -> None:
+    _, _, presets = tools
+    assert all((ROOT / "configs" / f"{file}.yaml").is_file() for file in presets.PARTS.values())
+    assert presets.parts("kronecker+buffer") == ["buffer", "kronecker"]
+    for wrong in ("rank2", "rank1+diagonal", "buffer+distillation", "joint+rank1", ""):
+        with pytest.raises(ValueError, match="is none of finetune|is none of buffer|expected one of finetune"):
+            presets.parts(wrong)
+
+
+def test_what_makes_no_sense_is_refused_before_anything_runs(
+    tools: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words, message in {
+        ("--methods", "rank2"): "--methods 'rank2'",
+        ("--against", "buffer"): "--against 'buffer'; expected a row of the table",
+        ("--jobs", "0"): "--jobs 0; expected at least 1",
+    }.items():
+        assert run(tools[0], monkeypatch, "digits", *words) == 2
+        assert message in capsys.readouterr().err
+
+
+PUBLISHED = {
+    ("mnist", "rank1+distillation"): ("DistilledDDPM", "half_sum", 15000.0, 0.0, False),
+    ("cifar10_code", "rank1+distillation"): ("DistilledDDPM", "mean", 10000.0, 0.1, True),
+    ("fashion_mnist_code", "diagonal"): ("DDPM", "mean", 10000.0, 0.1, None),
+    ("iewc", "iewc_diagonal"): ("DDPM", "mean", 25.0, 0.0, None),
+    ("digits", "masip"): ("DistilledDDPM", "mean", None, 0.0, False),
+}
+
+
+@pytest.mark.parametrize(("preset", "method"), PUBLISHED)
+def test_a_cell_is_what_was_published(tools: Any, preset: str, method: str, capsys: pytest.CaptureFixture[str]) -> None:
+    tool, _, presets = tools
+    words = tool.Cell(method, None, 5).command(presets.PRESETS[preset], [], Path("out"))[3:]
+    with pytest.raises(SystemExit):
+        command_line([*words, "--print_config"])
+    config = yaml.safe_load(capsys.readouterr().out)
+    kind, reduction, strength, dropout, noise_of_replay = PUBLISHED[preset, method]
+    model, callbacks = config["model"]["init_args"], config["trainer"]["callbacks"]
+    assert config["model"]["class_path"] == f"cl_diffusion.{kind}"
+    assert (model["reduction"], model["network"]["init_args"]["dropout"]) == (reduction, dropout)
+    assert model.get("noise_of_replay") == noise_of_replay
+    penalties = [callback["init_args"]["strength"] for callback in callbacks if callback["class_path"].endswith("EWC")]
+    assert penalties == ([] if strength is None else [strength])
+    assert any(c["class_path"].endswith("ResetOptimizer") for c in callbacks) == preset.endswith("_code")
+    if preset == "iewc":
+        assert model["schedule"]["class_path"].endswith("cosine")
+        assert config["data"]["init_args"]["training_samples"] == 4096
+    elif preset == "digits":
+        assert model["balance"] == "balanced"
+        assert config["data"]["init_args"]["replay"]["init_args"]["sampler"]["init_args"]["steps"] == 2
+    else:
+        assert model["network"]["init_args"]["block_out_channels"] == [128, 256, 256, 256]
+        assert model["network"]["init_args"]["in_channels"] == (3 if preset.startswith("cifar") else 1)
+        assert json.dumps(config).count('"images_per_class": 5000') == (method != "diagonal")
