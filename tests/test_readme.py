@@ -38,8 +38,8 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return names
 
 
-def test_there_are_five() -> None:
-    assert len(EXAMPLES) == 5
+def test_there_are_six() -> None:
+    assert len(EXAMPLES) == 6
 
 
 def test_the_stock_classifier_remembers_five_tasks(ran: dict[str, Any]) -> None:
@@ -72,3 +72,11 @@ def test_the_checkpoint_holds_the_rank_that_was_asked_for(ran: dict[str, Any]) -
     assert term.operator.rank == 2
     (state,) = [state for key, state in ran["checkpoint"]["callbacks"].items() if key.startswith("EWC")]
     assert [entry["task"] for entry in state["terms"][0]["provenance"]["record"]] == [1, 2, 3]
+
+
+def test_the_classifier_was_held_to_its_earlier_self(ran: dict[str, Any]) -> None:
+    distilled = ran["distilled"]
+    assert distilled.tasks_before == 3
+    for mine, theirs in zip(distilled.net.parameters(), distilled.teacher.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+        assert not theirs.requires_grad
