@@ -7,6 +7,8 @@ import importlib
 import json
 import os
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -98,6 +100,10 @@ def test_a_matrix_goes_on_where_it_stopped(
     refused = run(tool, monkeypatch, *command, "--trainer.max_steps=1")
     assert "finetune, seed 4 was run with base method/finetune, and would now be with" in refused
     assert "name another --out" in refused
+    before = (folder / "method" / "ewc_rank1.yaml").read_text()
+    (folder / "method" / "ewc_rank1.yaml").write_text(before.replace("15000.0", "1.0"))
+    assert "rank1, seed 4 was run with another method/ewc_rank1.yaml" in run(tool, monkeypatch, *command)
+    (folder / "method" / "ewc_rank1.yaml").write_text(f"# said anew\n{before}")
     (cells["rank1"] / "yardstick.json").write_text(
         '{"reference_classifier": "b", "held_out_accuracy": 1, "inception": false}'
     )
@@ -151,13 +157,14 @@ def test_means_are_over_seeds_and_differences_on_the_same_ones(tools: Any) -> No
     _, outcomes, presets = tools
     rows = {
         "finetune": {0: outcome(outcomes, LOST), 1: outcome(outcomes, LOST, shift=0.1)},
-        "rank1": {seed: outcome(outcomes, KEPT, shift=shift) for seed, shift in enumerate((0.0, 0.1, 0.3))},
+        "rank1": {seed: outcome(outcomes, KEPT, shift=shift) for seed, shift in enumerate((0.0, 0.2, 0.3))},
     }
     found = outcomes.Comparison(rows, presets.PRESETS["digits"], "finetune")
-    assert found.differences("rank1", "class agreement") == pytest.approx([0.2, 0.2])
+    assert found.differences("rank1", "class agreement") == pytest.approx([0.2, 0.3])
     (record,) = [r for r in found.records() if (r["method"], r["figure"]) == ("rank1", "retention")]
-    assert record["mean"] == pytest.approx(0.65 + 0.4 / 3)
+    assert record["mean"] == pytest.approx(0.65 + 0.5 / 3)
     assert record["standard_error"] == pytest.approx(0.15275 / 3**0.5, rel=1e-3)
+    assert record["difference_standard_error"] == pytest.approx(0.05, rel=1e-6)
     assert record["seeds"] == 3
 
 
@@ -173,6 +180,16 @@ def test_features_are_never_mixed(tools: Any) -> None:
     assert "2048 Inception features (FID)" in alone.markdown()
     assert "| rank1 | 1 | 400 | 65.2 |" in alone.markdown()
     assert "| rank1+distillation | 0 |  | 7.6 |  | 0.6 |" in alone.markdown()
+    swept = outcomes.Comparison({"distillation+rank1, strength 10000": {0: with_it}}, preset, "finetune").markdown()
+    assert "| distillation+rank1, strength 10000 | 1 | 400 | 7.6 |" in swept
+    assert "| rank1+distillation |" not in swept
+
+
+def test_runs_of_different_lengths_are_not_compared(tools: Any) -> None:
+    _, outcomes, presets = tools
+    rows = {"rank1": {0: outcome(outcomes, KEPT)}, "finetune": {0: outcome(outcomes, LOST[:2])}}
+    with pytest.raises(ValueError, match="ended after \\[2, 3\\] tasks"):
+        outcomes.Comparison(rows, presets.PRESETS["digits"], "finetune")
 
 
 def test_a_method_is_named_by_its_parts(tools: Any) -> None:
@@ -194,6 +211,33 @@ def test_what_makes_no_sense_is_refused_before_anything_runs(
     }.items():
         assert run(tools[0], monkeypatch, "digits", *words) == 2
         assert message in capsys.readouterr().err
+
+
+def test_a_cell_is_run_by_one_process_at_a_time_and_a_terminated_one_is_not_finished(
+    tools: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The process keeps the lock though the one that started it is gone."""
+    tool, _, presets = tools
+    (folder / "method").mkdir()
+    configuration(folder, strength=None, epochs_per_task=500).rename(folder / "base.yaml")
+    (folder / "method" / "finetune.yaml").write_text("trainer:\n  callbacks+: []\n")
+    monkeypatch.setattr(tool, "CONFIGS", folder)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    cell, matrix = tool.Cell("finetune", None, 0), tool.Matrix(presets.Preset(("base",)), [], Path("out"), 1)
+    thread = threading.Thread(target=matrix.run, args=([cell],))
+    thread.start()
+    metrics = cell.folder(Path("out")) / "metrics.csv"
+    deadline = time.monotonic() + 120
+    while not metrics.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert tool.Matrix(presets.Preset(("base",)), [], Path("out"), 1).run([cell]) == [cell]
+    assert "finetune, seed 0 is being run by another process" in capsys.readouterr().out
+    assert metrics.exists()
+    for process in list(matrix.running):
+        process.terminate()
+    thread.join(60)
+    assert "FAILED   finetune, seed 0" in capsys.readouterr().out
+    assert not (cell.folder(Path("out")) / "finished").exists()
 
 
 PUBLISHED = {

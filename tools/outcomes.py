@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from presets import Preset
+import numpy as np
+from presets import PENALTIES, Preset
 
 from cl_diffusion.metrics.continual_matrix import ContinualMatrix
 from cl_diffusion.metrics.generation_quality import HIGHER_IS_BETTER
@@ -59,7 +60,7 @@ class Comparison:
     """Rows of a table, all measured with one yardstick.
 
     Raises:
-        ValueError: runs were judged by different classifiers.
+        ValueError: runs were judged by different classifiers, or ended after different numbers of tasks.
     """
 
     def __init__(self, outcomes: Outcomes, preset: Preset, against: str) -> None:
@@ -71,6 +72,8 @@ class Comparison:
                 f"the runs were judged by {len(judges)} different reference classifiers (yardstick.json), so their "
                 "figures do not compare: data or its split differ; run them anew into another --out"
             )
+        if len(lasts := {outcome.matrices["denoising_loss"].last for outcome in every}) > 1:
+            raise ValueError(f"the runs ended after {sorted(lasts)} tasks, so their figures do not compare")
         self.inception = all(outcome.yardstick["inception"] for outcome in every)
         self.accuracy = statistics.mean(float(str(outcome.yardstick["held_out_accuracy"])) for outcome in every)
 
@@ -105,7 +108,7 @@ class Comparison:
 
     def published(self, row: str, title: str) -> float | None:
         """Of a row and figure, if it was."""
-        known = dict(zip(self.figures, self.preset.published.get(row, ()), strict=False))
+        known = dict(zip(self.figures, self.preset.published.get(_method(row), ()), strict=False))
         return known.get(title)
 
     def records(self) -> Iterator[dict[str, object]]:
@@ -173,7 +176,8 @@ class Comparison:
 
     def _every_row(self) -> list[str]:
         """Those that ran, and those of which something is published."""
-        return [*self.outcomes, *(row for row in self.preset.published if row not in self.outcomes)]
+        ran = {_method(row) for row in self.outcomes}
+        return [*self.outcomes, *(row for row in self.preset.published if row not in ran)]
 
 
 def draw_front(comparison: Comparison, path: Path) -> None:
@@ -205,8 +209,13 @@ def draw_front(comparison: Comparison, path: Path) -> None:
     pyplot.close(figure)
 
 
+def _method(row: str) -> str:
+    """Without its strength, and its parts in the order of published ones."""
+    return "+".join(sorted(row.partition(", strength ")[0].split("+"), key=lambda part: part not in PENALTIES))
+
+
 def _standard_error(values: Sequence[float]) -> float | None:
-    return statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
+    return float(np.std(values, ddof=1)) / len(values) ** 0.5 if len(values) > 1 else None
 
 
 def _interval(values: Sequence[float]) -> str:

@@ -54,6 +54,7 @@ class Preset:
         words: further arguments of every fit.
         methods: by default these.
         files: in place of a part's own file.
+        words_of: further arguments of a part.
         strengths: of a part's penalty, in place of its file's.
         error: the table is of denoising errors, not of generated images.
         published: of a method, the first figures of its row.
@@ -72,6 +73,7 @@ class Preset:
         "joint",
     )
     files: Mapping[str, str] = field(default_factory=dict)
+    words_of: Mapping[str, Sequence[str]] = field(default_factory=dict)
     strengths: Mapping[str, float] = field(default_factory=dict)
     error: bool = False
     published: Mapping[str, Sequence[float]] = field(default_factory=dict)
@@ -81,6 +83,10 @@ class Preset:
     def files_of(self, method: str) -> list[str]:
         """All configurations of a method, in the order that they are given in."""
         return [*self.configs, *(self.files.get(part, PARTS[part]) for part in parts(method))]
+
+    def words_for(self, method: str) -> list[str]:
+        """All arguments of a method but its strength."""
+        return [*self.words, *(word for part in parts(method) for word in self.words_of.get(part, ()))]
 
     def strength_of(self, method: str) -> float | None:
         """The preset's strength; None leaves the file's."""
@@ -92,6 +98,7 @@ def has_penalty(method: str) -> bool:
     return any(part in PENALTIES for part in parts(method))
 
 
+_EMPIRICAL = ("diagonal", "rank1", "rank1_plain", "eigenpair", "rank_k", "kronecker", "banded")
 _RANK1_METHODS = (
     "joint",
     "finetune",
@@ -117,10 +124,12 @@ def _rank1(dataset: str, version: str) -> Preset:
         words=_COLOUR if dataset == "cifar10" else (),
         methods=_RANK1_METHODS,
         files={"distillation": f"{settings}_distillation"},
-        strengths={"rank1": 1e4, "diagonal": 1e4} if version == "code" else {},
+        strengths=dict.fromkeys(_EMPIRICAL, 1e4) if version == "code" else {},
+        words_of={"generative_replay": ("--data.replay.images_per_class=5000",)},
         published=dict(zip(_RANK1_METHODS, _RANK1_ROWS[dataset], strict=True)),
         source="2509.23593, table 1; three seeds, 2048 Inception features",
-        note="Its code has strengths of 10000 and 20000 (--strengths 10000 20000)." if version == "code" else "",
+        note="Here in bfloat16 mixed precision."
+        + (" Its code has strengths of 10000 and 20000 (--strengths 10000 20000)." if version == "code" else ""),
     )
 
 
@@ -144,7 +153,8 @@ PRESETS = {
             "iewc_sliced_diagonal": (0.0279, -0.0007, 0.0348),
         },
         source="2611.16039; five seeds",
-        note="The published sliced row is of another metric (its solve projects on zero mean where the last entry must "
-        "vanish) at strength 1e7; the one here is the exact dual, its strength matched by trace.",
+        note="Here in bfloat16 mixed precision. The published sliced row is of another metric (its solve projects on "
+        "zero mean where the last entry must vanish) at strength 1e7; the one here is the exact dual, its strength "
+        "matched by trace.",
     ),
 }

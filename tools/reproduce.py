@@ -20,6 +20,8 @@ from __future__ import annotations
 
 import argparse
 import csv
+import fcntl
+import hashlib
 import json
 import os
 import re
@@ -34,6 +36,7 @@ from pathlib import Path
 from queue import Queue
 
 import torch
+import yaml
 from outcomes import Comparison, Outcome, draw_front
 from presets import PARTS, PRESETS, Preset, has_penalty
 
@@ -54,7 +57,7 @@ class Cell:
     @property
     def name(self) -> str:
         """The row of the table."""
-        return self.method if self.strength is None else f"{self.method}, strength {self.strength:g}"
+        return self.method if self.strength is None else f"{self.method}, strength {self.strength:.12g}"
 
     def folder(self, out: Path) -> Path:
         """Of the run."""
@@ -68,7 +71,15 @@ class Cell:
         """What is fitted, whatever the machine and folder: names below ``configs/``, and arguments."""
         strength = preset.strength_of(self.method) if self.strength is None else self.strength
         chosen = [] if strength is None else [f"--trainer.callbacks.strength={strength}"]
-        return [*preset.files_of(self.method), *preset.words, *chosen, *extra]
+        return [*preset.files_of(self.method), *preset.words_for(self.method), *chosen, *extra]
+
+    def identity(self, preset: Preset, extra: Sequence[str]) -> dict[str, str]:
+        """What two runs have in common that are one cell: their arguments, and what each of their files says."""
+        files = {name: (CONFIGS / f"{name}.yaml").read_text() for name in preset.files_of(self.method)}
+        digests = {
+            name: hashlib.sha256(json.dumps(yaml.safe_load(text)).encode()).hexdigest() for name, text in files.items()
+        }
+        return {"arguments": " ".join(self.words(preset, extra)), **digests}
 
     def command(self, preset: Preset, extra: Sequence[str], out: Path) -> list[str]:
         """``cl-diffusion fit``, resumed where there is a checkpoint."""
@@ -89,12 +100,14 @@ class Cell:
         marker = self.folder(out) / FINISHED
         if not marker.exists():
             return False
-        before, now = (" ".join(words) for words in (json.loads(marker.read_text()), self.words(preset, extra)))
-        if before != now:
-            raise ValueError(
-                f"{self.name}, seed {self.seed} was run with {before}, and would now be with {now}; name another "
-                f"--out, or remove {self.folder(out)}"
-            )
+        before, now = json.loads(marker.read_text()), self.identity(preset, extra)
+        for name, wanted in now.items():
+            if before.get(name) != wanted:
+                was = f"with {before.get(name)}, and would now be with {wanted}" if name == "arguments" else ""
+                raise ValueError(
+                    f"{self.name}, seed {self.seed} was run {was or f'with another {name}.yaml'}; name another --out, "
+                    f"or remove {self.folder(out)}"
+                )
         return True
 
 
@@ -135,21 +148,33 @@ class Matrix:
         finally:
             self.free.put(slot)
         if done:
-            (cell.folder(self.out) / FINISHED).write_text(json.dumps(cell.words(self.preset, self.extra)))
+            identity = json.dumps(cell.identity(self.preset, self.extra), indent=1)
+            (cell.folder(self.out) / FINISHED).write_text(identity)
         print(f"{'finished' if done else 'FAILED  '} {cell.name}, seed {cell.seed}", flush=True)
         return done
 
     def _process(self, cell: Cell, environment: Mapping[str, str]) -> int:
         """Fit, from the start or from the newest checkpoint; the exit code."""
         folder = cell.folder(self.out)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with folder.with_suffix(".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"{cell.name}, seed {cell.seed} is being run by another process", flush=True)
+                return 1
+            return self._locked(cell, environment, lock.fileno())
+
+    def _locked(self, cell: Cell, environment: Mapping[str, str], lock: int) -> int:
+        """The process inherits the lock, and holds it even where it outlives this one."""
+        folder = cell.folder(self.out)
         if folder.exists() and newest_checkpoint(folder) is None:
             shutil.rmtree(folder)  # stopped before its first checkpoint: nothing to go on from
         command = cell.command(self.preset, self.extra, self.out)
-        folder.parent.mkdir(parents=True, exist_ok=True)
         with cell.log(self.out).open("a") as log:
             log.write(f"{' '.join(command)}\n")
             log.flush()
-            process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+            process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, pass_fds=[lock])
             self.running.add(process)
             try:
                 return process.wait()
@@ -161,7 +186,8 @@ def _slots(jobs: int | None) -> list[dict[str, str]]:
     """The environment of each process that runs at the same time."""
     gpus, cores = torch.cuda.device_count(), os.cpu_count() or 1
     if gpus:
-        return [{"CUDA_VISIBLE_DEVICES": str(number % gpus)} for number in range(jobs or gpus)]
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
+        return [{"CUDA_VISIBLE_DEVICES": visible[number % gpus]} for number in range(jobs or gpus)]
     threads = str(max(1, cores // (jobs or cores)))
     return [{"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads} for _ in range(jobs or cores)]
 
@@ -200,9 +226,11 @@ def arguments() -> tuple[argparse.Namespace, list[Cell], list[str]]:
         strengths = {method: given.strengths or [None] if has_penalty(method) else [None] for method in methods}
     except ValueError as error:
         parser.error(f"--methods {error}")
-    cells = [
-        Cell(method, strength, seed) for seed in given.seeds for method in methods for strength in strengths[method]
-    ]
+    cells = list(
+        dict.fromkeys(
+            Cell(method, strength, seed) for seed in given.seeds for method in methods for strength in strengths[method]
+        )
+    )
     rows = {cell.name for cell in cells}
     if given.against is not None and given.against not in rows:
         parser.error(f"--against {given.against!r}; expected a row of the table: {', '.join(sorted(rows))}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import traceback
 import warnings
@@ -14,6 +15,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.table import Table
 from typing_extensions import override
 
@@ -159,10 +161,12 @@ def main(args: ArgsType = None) -> None:
 def command_line() -> None:
     """The console command: ``main``, where an error that this package states ends as one message and exit code 2.
 
-    Anything else is a fault and keeps its traceback.
+    A fit that SIGTERM has ended is not finished: exit code 143. Anything else is a fault and keeps its traceback.
     """
     try:
         main()
+    except SIGTERMException:
+        sys.exit(128 + signal.SIGTERM)
     except Exception as error:
         stated = _stated_by_this_package(error)
         if stated is None:

@@ -30,7 +30,7 @@ class GenerativeReplay(ReplaySource):
     Args:
         images_per_class: of each old class.
         sampler: draws them; by default the module's own.
-        quantize: keep images as uint8, a quarter of the room.
+        quantize: keep images as uint8, a quarter of the room, what leaves [-1, 1] clamped; False keeps them as drawn.
         batch_size: images drawn at a time.
 
     Raises:
@@ -56,10 +56,16 @@ class GenerativeReplay(ReplaySource):
 
     @override
     def pools(self, old: OldTasks, trainer: Trainer | None) -> list[Pool]:
-        if self._task != old.task:
+        if self._task == old.task:
+            self._check_restored(old)
+        else:
             self._images, self._labels = self._draw(old, trainer)
             self._task = old.task
         return [(1.0, Samples(self._kept(old), of_labels(self._labels)))]
+
+    @override
+    def begin(self) -> None:
+        self._task = None
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -68,6 +74,17 @@ class GenerativeReplay(ReplaySource):
     @override
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._task, self._images, self._labels = state["task"], state["images"], state["labels"]
+
+    def _check_restored(self, old: OldTasks) -> None:
+        """Refuse a checkpoint's pool that is not what would be drawn."""
+        wanted = (len(old.all_classes) * self.images_per_class, *old.shape)
+        found = tuple(self._images.shape)
+        if found != wanted or (self._images.dtype == torch.uint8) != self.quantize:
+            raise ValueError(
+                f"the pool beside task {old.task + 1} is {self._images.dtype} of shape {found}, from a checkpoint; "
+                f"images_per_class={self.images_per_class}, quantize={self.quantize} would draw {wanted}: resume with "
+                "the checkpoint's configuration, or from the end of a task"
+            )
 
     def _kept(self, old: OldTasks) -> LabelledImages:
         if self._images.dtype == torch.uint8:
@@ -107,7 +124,7 @@ class DrawnImages(LabelledImages):
     """Images as they were drawn.
 
     Args:
-        images: float ``(N, C, H, W)`` in [-1, 1].
+        images: float ``(N, C, H, W)``.
         labels: int64 ``(N,)``.
         num_classes: size of the label space.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import CombinedLoader
 from typing_extensions import override
 
@@ -18,13 +19,14 @@ from cl_diffusion.stream import ReplayBatch
 class ReplayDataModule(TaskDataModule):
     """``TaskDataModule``, where a batch from the second task on is ``ReplayBatch(current, replay)``.
 
-    The current part is what ``TaskDataModule`` would give; the replay part holds old classes in equal numbers, give or
-    take one. An epoch is one of the current task, however large the pool. Held-out and importance batches hold no
-    replay. Where ``joint`` there are no old tasks, and so no replay.
+    The current part is what ``TaskDataModule`` would give; the replay part is as large in every batch, a last short one
+    too, and holds the old classes of each pool in equal numbers, give or take two. An epoch is one of the current task,
+    however large the pool. Held-out and importance batches hold no replay. Where ``joint`` there are no old tasks, and
+    so no replay.
 
     Args:
         replay: where the images of old tasks come from.
-        replay_share: of all images that a step sees, in (0, 1): 0.5 replays as many as are current.
+        replay_share: of the images in a full batch, in (0, 1): 0.5 replays as many as are current.
         **data: of ``TaskDataModule``.
 
     Raises:
@@ -43,6 +45,12 @@ class ReplayDataModule(TaskDataModule):
             )
 
     @override
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if stage == TrainerFn.FITTING and self.trainer is not None and self.trainer.current_epoch == 0:
+            self.replay.begin()  # a checkpoint's state is loaded after this
+
+    @override
     def training_loader(self, task: int, epoch: int) -> Any:
         current = super().training_loader(task, epoch)
         if task == 0 or self.scenario.joint:
@@ -58,12 +66,22 @@ class ReplayDataModule(TaskDataModule):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "replay": self.replay.state_dict()}
+        return {**super().state_dict(), "source": self.replay.name, "replay": self.replay.state_dict()}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Refuses a checkpoint of another stream, or of other replay.
+
+        Raises:
+            ValueError: the checkpoint's data set, tasks or source of replay are not this stream's.
+        """
         super().load_state_dict(state_dict)
-        self.replay.load_state_dict(state_dict.get("replay", {}))
+        if (found := state_dict.get("source")) != self.replay.name:
+            raise ValueError(
+                f"replay={self.replay.name}, but the checkpoint is of a stream that replays {found or 'nothing'}; give "
+                "the data module that, or start without this checkpoint"
+            )
+        self.replay.load_state_dict(state_dict["replay"])
 
     def _old_tasks(self, task: int) -> OldTasks:
         training = self.scenario.training

@@ -45,8 +45,8 @@ class JoinedImages(LabelledImages):
 def replay_order(pools: Sequence[Pool], length: int, seed: int, epoch: int) -> tuple[JoinedImages, Tensor]:
     """The pools' images, and the indices among them that an epoch replays: int64 ``(length,)``.
 
-    Pools take turns in proportion to their shares, and within a pool its classes, in a new random order each time, so
-    that so many images in a row hold every class as often, give or take one. A class shows each of its images before
+    Pools take turns in proportion to their shares, and within a pool its classes, in a new random order each time: any
+    stretch holds each class of a pool as often, give or take two. A class shows each of its images before
     any comes again. A function of (pools, length, seed, epoch) alone.
     """
     images = JoinedImages([samples.images for _, samples in pools])

@@ -54,6 +54,14 @@ class ReplaySource(ABC):
         On several processes each is asked, and each gets the same.
         """
 
+    @property
+    def name(self) -> str:
+        """By which a checkpoint is recognised."""
+        return type(self).__name__
+
+    def begin(self) -> None:  # noqa: B027
+        """Forget what was drawn for another fit."""
+
     def state_dict(self) -> dict[str, Any]:
         """What cannot be had again after an interruption."""
         return {}

@@ -98,7 +98,8 @@ class GaussianDistillation(Rehearsal):
 class PartialDistillation(Rehearsal):
     """``|f_T(x_t', t') - f(x_t', t')|^2`` where the teacher's own reverse chain comes by at ``t'``; replayed labels.
 
-    ``t'`` is uniform over the timesteps that the sampler visits. A batch costs half of its steps, on average less.
+    ``t'`` is uniform over the timesteps that the sampler visits. A batch costs as many of its steps as its last image
+    to stop: nearly all.
 
     Args:
         sampler: of the chain.

@@ -55,7 +55,7 @@ class ReferenceClassifier(nn.Module):
 
 @dataclass(frozen=True)
 class TrainedReference:
-    """The classifier, in evaluation mode, with what it is worth; ``digest`` tells those of different data apart."""
+    """The classifier, in evaluation mode, with what it is worth; ``digest`` is of all its data and settings."""
 
     classifier: ReferenceClassifier
     held_out_accuracy: float
@@ -108,7 +108,10 @@ def trained_reference(
             _train(classifier, images, labels, steps, batch_size, track)
             _save(classifier, path)
     classifier.eval().requires_grad_(False)
-    return TrainedReference(classifier, accuracy(classifier, *held_out), cached, name)
+    judged = digest.copy()
+    for part in held_out:
+        judged.update(part.cpu().contiguous().numpy().tobytes())
+    return TrainedReference(classifier, accuracy(classifier, *held_out), cached, judged.hexdigest()[:20])
 
 
 @torch.no_grad()

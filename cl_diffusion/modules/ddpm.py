@@ -29,6 +29,9 @@ class DDPM(PlainHyperparameters, LightningModule):
     ``per_sample_loss``: the squared error of the prediction, mean over elements, at one uniform timestep a sample. A
     ``ReplayBatch`` is one batch of both its parts.
 
+    Every training step seeds torch's global generators from (seed of the fit, batches trained so far, process): a
+    resumed fit draws what the uninterrupted one does, and no two processes draw the same.
+
     Args:
         network: a diffusers 2-D model, or any module called as ``network(x_t, t, y)``.
         schedule: alpha-bar; by default linear, 1000 steps.
@@ -60,6 +63,8 @@ class DDPM(PlainHyperparameters, LightningModule):
         self._optimizer = optimizer
         self._lr_scheduler = lr_scheduler
         self._task_losses: dict[int, MeanMetric] = {}
+        self._seed = 0
+        self._batches = 0
 
     @property
     def class_conditional(self) -> bool:
@@ -131,6 +136,16 @@ class DDPM(PlainHyperparameters, LightningModule):
         self.denoiser.check(self.image_shape, datamodule.num_classes)
 
     @override
+    def on_fit_start(self) -> None:
+        self._seed = torch.initial_seed()
+
+    @override
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        key = derive_keys(self._seed, torch.tensor([self._batches]), draw=self.global_rank, purpose="training")
+        torch.manual_seed(int(key))
+        self._batches += 1
+
+    @override
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         losses = self.per_sample_loss(together(batch) if isinstance(batch, ReplayBatch) else batch)
         loss = losses.mean()
@@ -176,10 +191,12 @@ class DDPM(PlainHyperparameters, LightningModule):
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["image_shape"] = self.image_shape
+        checkpoint["batches"] = self._batches
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.image_shape = checkpoint.get("image_shape") or self.image_shape
+        self._batches = checkpoint.get("batches", 0)
         _check_same_architecture(dict(self.state_dict()), checkpoint["state_dict"])
 
     def _add_task_loss(self, batch: Any, task: int) -> None:

@@ -26,9 +26,10 @@ class DistillationMixin(_Base):
     *Balanced* (Masip et al. 2023, 2311.14028), with ``k`` tasks learned before: ``L_current / (k + 1) + (1 - 1/(k + 1))
     lambda L_old``. *Sum* (2509.23593): ``L_current + lambda L_old``.
 
-    The teacher is a copy of ``student`` as the last task left it. It is made when the next task of a ``TaskStream``
-    starts (elsewhere: ``freeze_teacher()``), and stands outside the module's own parts: no optimizer, no Fisher and no
-    gradient of several processes knows of it. Checkpoints hold it.
+    The teacher is a copy of ``student`` as the last task left it. It is made when a task of a ``TaskStream`` ends,
+    after callbacks have seen that end and before checkpoints are written (elsewhere: ``freeze_teacher()``), and stands
+    outside the module's own parts: no optimizer, no Fisher and no gradient of several processes knows of it.
+    Checkpoints hold it. Where all tasks are trained jointly none ends before the last, and there is no teacher.
 
     List the mixin before the LightningModule, offer ``student``, ``current_losses`` and ``old_losses``, and train on
     ``combined_loss(batch)``.
@@ -38,9 +39,17 @@ class DistillationMixin(_Base):
     old_strength: float
     _teacher: nn.Module | None
     _taught: int
+    _keeps_teacher: bool
 
-    def set_up_distillation(self, balance: Balance = "balanced", old_strength: float = 1.0) -> None:
+    def set_up_distillation(
+        self, balance: Balance = "balanced", old_strength: float = 1.0, teacher: bool = True
+    ) -> None:
         """To be called in ``__init__``.
+
+        Args:
+            balance: of the two terms.
+            old_strength: ``lambda``.
+            teacher: False where ``old_losses`` needs none: no copy is kept.
 
         Raises:
             ValueError: ``balance`` is unknown, or ``old_strength`` is negative.
@@ -51,6 +60,7 @@ class DistillationMixin(_Base):
             raise ValueError(f"old_strength={old_strength!r}; expected a finite number >= 0")
         self.balance = balance
         self.old_strength = old_strength
+        self._keeps_teacher = teacher
         self._keep(None, 0)
 
     @property
@@ -58,14 +68,9 @@ class DistillationMixin(_Base):
     def student(self) -> nn.Module:
         """The part of the module whose copy is the teacher."""
 
-    @property
-    def needs_teacher(self) -> bool:
-        """Whether a copy is kept at all."""
-        return True
-
     @abstractmethod
-    def current_losses(self, batch: Any) -> Tensor:
-        """``(B,)``, of the current task's batch."""
+    def current_losses(self, current: Any, replay: Any | None) -> Tensor:
+        """``(B,)``, of the current task, given the two parts of a batch."""
 
     @abstractmethod
     def old_losses(self, current: Any, replay: Any | None) -> Tensor | None:
@@ -79,17 +84,16 @@ class DistillationMixin(_Base):
     @property
     def tasks_before(self) -> int:
         """``k``: how many tasks were learned before the one that is trained."""
-        stream = _stream(self)
-        return self._taught if stream is None else stream.task_at(self.trainer.current_epoch)
+        return self._taught
 
     def freeze_teacher(self) -> None:
         """Take the student as it is for the teacher of the next task."""
-        self._keep(self._copy(), self._taught + 1)
+        self._keep(_frozen_copy(self.student) if self._keeps_teacher else None, self._taught + 1)
 
     def combined_loss(self, batch: Any) -> Tensor:
         """The scalar to train on, of a batch with or without replay; its two terms are logged."""
         current, replay = batch if isinstance(batch, ReplayBatch) else (batch, None)
-        loss = self.current_losses(current).mean()
+        loss = self.current_losses(current, replay).mean()
         old = self.old_losses(current, replay)
         if old is None:
             return loss
@@ -98,14 +102,24 @@ class DistillationMixin(_Base):
         rest = 1 - share if self.balance == "balanced" else 1.0
         return share * loss + rest * self.old_strength * old.mean()
 
-    def on_train_epoch_start(self) -> None:
-        """Freeze the teacher when a task of a stream starts."""
-        super().on_train_epoch_start()
-        stream = _stream(self)
-        if stream is not None and (task := stream.task_at(self.trainer.current_epoch)) != self._taught:
-            self._keep(self._copy(), task)
+    def on_train_start(self) -> None:
+        """The teacher of a checkpoint, to where the student is; or the one that the checkpoint missed."""
+        super().on_train_start()
+        self._catch_up()
         if self._teacher is not None:
             self._teacher.to(self.device)
+
+    def on_train_epoch_start(self) -> None:
+        """A fit that is resumed at an epoch's start has begun before."""
+        super().on_train_epoch_start()
+        self._catch_up()
+
+    def on_train_epoch_end(self) -> None:
+        """Freeze the teacher where a task of a stream ends and another follows."""
+        super().on_train_epoch_end()
+        stream = _stream(self)
+        if stream is not None and _is_followed(stream, self.trainer.current_epoch):
+            self.freeze_teacher()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The teacher is no part of the state dict."""
@@ -121,15 +135,18 @@ class DistillationMixin(_Base):
         """
         super().on_load_checkpoint(checkpoint)
         found = checkpoint.get("teacher")
-        if found is None or (self.needs_teacher and found["tasks"] > 0 and found["weights"] is None):
+        if found is None or (self._keeps_teacher and found["tasks"] > 0 and found["weights"] is None):
             raise ValueError(
                 f"the checkpoint holds no teacher, and {type(self).__name__} distils from one: it was written by "
                 "another module, or one without a teacher; start without the checkpoint"
             )
         self._keep(None if found["weights"] is None else self._with_weights(found["weights"]), found["tasks"])
 
-    def _copy(self) -> nn.Module | None:
-        return _frozen_copy(self.student) if self.needs_teacher else None
+    def _catch_up(self) -> None:
+        """Make up for a task's end that a checkpoint on its last batch has lost."""
+        stream, epoch = _stream(self), self.trainer.current_epoch
+        if stream is not None and self._taught < stream.task_at(epoch) and _is_followed(stream, epoch - 1):
+            self.freeze_teacher()
 
     def _with_weights(self, weights: Mapping[str, Tensor]) -> nn.Module:
         teacher = _frozen_copy(self.student)
@@ -153,6 +170,14 @@ class DistillationMixin(_Base):
 def _frozen_copy(module: nn.Module) -> nn.Module:
     with torch.no_grad():
         return deepcopy(module).requires_grad_(False).eval()
+
+
+def _is_followed(stream: TaskStream, epoch: int) -> bool:
+    """Whether this epoch is a task's last, and another task comes after it."""
+    if epoch < 0:
+        return False
+    following = stream.task_at(epoch + 1)
+    return stream.task_at(epoch) != following and following < stream.num_tasks
 
 
 def _stream(module: Any) -> TaskStream | None:

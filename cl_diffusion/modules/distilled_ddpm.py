@@ -51,21 +51,17 @@ class DistilledDDPM(DistillationMixin, DDPM):
         self.noise_of_replay = noise_of_replay
         self.bands = bands
         self.register_buffer("_weights", _by_band(bands, band_weights), persistent=False)
-        self.set_up_distillation(balance, old_strength)
+        self.set_up_distillation(balance, old_strength, teacher=self.rehearsal.needs_teacher)
 
     @property
     @override
     def student(self) -> Denoiser:
         return self.denoiser
 
-    @property
     @override
-    def needs_teacher(self) -> bool:
-        return self.rehearsal.needs_teacher
-
-    @override
-    def current_losses(self, batch: Any) -> Tensor:
-        return self.per_sample_loss(batch)
+    def current_losses(self, current: Any, replay: Any | None) -> Tensor:
+        both = self.noise_of_replay and replay is not None
+        return self.per_sample_loss(together(ReplayBatch(current, replay)) if both else current)
 
     @override
     def old_losses(self, current: Any, replay: Any | None) -> Tensor | None:
@@ -87,8 +83,6 @@ class DistilledDDPM(DistillationMixin, DDPM):
 
     @override
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        if self.noise_of_replay and isinstance(batch, ReplayBatch):
-            batch = ReplayBatch(together(batch), batch.replay)
         loss = self.combined_loss(batch)
         self.log("train_loss", loss, prog_bar=True, batch_size=1)
         return loss

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import shutil
 import subprocess
@@ -34,6 +35,7 @@ def test_fit_leaves_everything_in_its_folder(run: Path) -> None:
     assert found == {
         "config.yaml",
         "continual.csv",
+        "yardstick.json",
         "metrics.csv",
         "checkpoints/after_task_1.ckpt",
         "checkpoints/after_task_2.ckpt",
@@ -146,6 +148,24 @@ def test_an_older_checkpoint_may_branch_off_but_not_overwrite(run: Path, folder:
         fit(run / "config.yaml", run, *older)
     fit(run / "config.yaml", folder / "branch", *older)
     assert len(rows(folder / "branch" / "continual.csv")) == 9
+
+
+@pytest.mark.parametrize("epoch", [1, 2, 4])
+def test_a_resumed_fit_is_the_uninterrupted_one_bit_for_bit(epoch: int, folder: Path) -> None:
+    """From within a task, and from a task's end; dropout included, which draws from the global generator."""
+    path = configuration(folder, epochs_per_task=3)
+    config = json.loads(path.read_text())
+    config["model"]["init_args"]["network"]["init_args"]["dropout"] = 0.2
+    saving = {"dirpath": str(folder / "kept"), "filename": "{epoch}", "save_top_k": -1, "save_on_train_epoch_end": True}
+    checkpoint = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": saving}
+    config["trainer"]["callbacks"].append(checkpoint)
+    path.write_text(json.dumps(config))
+    fit(path, folder / "whole")
+    fit(path, folder / "branch", "--ckpt_path", str(folder / "kept" / f"epoch={epoch}.ckpt"))
+    ends = [torch.load(folder / run / "checkpoints" / "last.ckpt", weights_only=True) for run in ("whole", "branch")]
+    for mine, theirs in zip(*(end["state_dict"].values() for end in ends), strict=True):
+        assert torch.equal(mine, theirs)
+    assert (folder / "whole" / "continual.csv").read_text() == (folder / "branch" / "continual.csv").read_text()
 
 
 def test_a_fit_that_was_refused_leaves_its_folder_free(folder: Path) -> None:

@@ -193,3 +193,47 @@ def test_the_true_fisher_of_a_denoiser_does_not_depend_on_how_well_it_fits() -> 
     )
     torch.testing.assert_close(again.trace(), true.trace(), rtol=1e-4, atol=0)
     assert float(worse.trace()) > 5 * float(empirical.trace())
+
+
+class Recording(DDPM):
+    """Writes down the timesteps and noise of each step."""
+
+    folder: Path
+
+    def on_train_start(self) -> None:
+        self.drawn: list[Any] = []
+
+    def draw(self, batch: Any, keys: torch.Tensor | None = None) -> Any:
+        found = super().draw(batch, keys)
+        if self.training:
+            self.drawn.append((found.timesteps, found.noise))
+        return found
+
+    def on_train_end(self) -> None:
+        torch.save(self.drawn, self.folder / f"{self.global_rank}.pt")
+
+
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
+def test_no_two_processes_and_no_two_steps_draw_the_same(tmp_path: Path) -> None:
+    if torch.cuda.is_initialized():
+        pytest.skip("cannot fork once CUDA is initialised")
+    torch.manual_seed(0)
+    model = Recording(unet(), sampler=DDIMSampler(steps=2))
+    model.folder = tmp_path
+    data = TaskDataModule(**{**DATA, "batch_size": 4})
+    Trainer(
+        max_epochs=data.num_epochs,
+        reload_dataloaders_every_n_epochs=1,
+        accelerator="cpu",
+        devices=2,
+        strategy="ddp_fork",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    ).fit(model, datamodule=data)
+    noises = [noise for rank in range(2) for _, noise in torch.load(tmp_path / f"{rank}.pt", weights_only=True)]
+    assert len(noises) > 8
+    for i, mine in enumerate(noises):
+        assert not any(torch.equal(mine[:1], other[:1]) for other in noises[:i])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
 from cl_diffusion import DDPM, DistillationMixin, DistilledDDPM, ReplayDataModule, TaskDataModule
-from cl_diffusion.callbacks import EWC
+from cl_diffusion.callbacks import EWC, TaskCallback
 from cl_diffusion.data import ClassBalancedBuffer, GenerativeReplay
 from cl_diffusion.diffusion import SNRBand, SNRBands
 from cl_diffusion.diffusion.rehearsal import (
@@ -153,7 +153,7 @@ def test_balanced_and_sum_weigh_as_published(tasks: int) -> None:
         torch.manual_seed(5)
         total = distilled.combined_loss(both)
         torch.manual_seed(5)
-        current = distilled.current_losses(both.current).mean()
+        current = distilled.current_losses(both.current, both.replay).mean()
         old = distilled.old_losses(both.current, both.replay)
         assert old is not None
         weights = (1 / (tasks + 1), 1 - 1 / (tasks + 1)) if balance == "balanced" else (1.0, 1.0)
@@ -208,6 +208,7 @@ def test_the_teacher_is_the_student_as_the_last_task_left_it_and_no_part_of_the_
     distilled, ewc = model(), EWC(DiagonalFisher(), 1.0)
     trainer(tmp_path, Watching(), ewc).fit(distilled, datamodule=stream())
     assert distilled.teacher is not None
+    assert not any(module.training for module in distilled.teacher.modules())
     for name, parameter in distilled.teacher.named_parameters():
         assert torch.equal(parameter, weights[1][name])
     assert not any("teacher" in name for name, _ in [*distilled.named_parameters(), *distilled.named_modules()])
@@ -217,15 +218,11 @@ def test_the_teacher_is_the_student_as_the_last_task_left_it_and_no_part_of_the_
 
 @pytest.mark.parametrize("kind", ["generative", "partial", "without forgetting", "noise"])
 def test_resumed_is_uninterrupted(kind: str, tmp_path: Path) -> None:
-    """Within the first task, at the boundary, within the second; a step's draws are seeded by its number."""
-
-    class Seeded(DistilledDDPM):
-        def on_train_batch_start(self, *_: Any) -> None:
-            torch.manual_seed(self.global_step)
+    """Within the first task, at the boundary, within the second."""
 
     def fit(*callbacks: Callback, **options: Any) -> DistilledDDPM:
         torch.manual_seed(0)
-        distilled = Seeded(unet(), rehearsal=REHEARSALS[kind](), sampler=DDIMSampler(steps=2))
+        distilled = DistilledDDPM(unet(), rehearsal=REHEARSALS[kind](), sampler=DDIMSampler(steps=2))
         trainer(tmp_path, *callbacks).fit(distilled, datamodule=stream(), weights_only=True, **options)
         return distilled
 
@@ -277,6 +274,41 @@ def test_half_sums_are_half_the_elements_times_means() -> None:
     assert means.loss_identity["loss_reduction"] != sums.loss_identity["loss_reduction"]
 
 
+def test_the_teacher_is_as_the_task_s_end_left_the_student_whatever_the_next_one_begins_with(tmp_path: Path) -> None:
+    class Halving(TaskCallback):
+        def on_task_end(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
+            pl_module.denoiser.network.conv_in.weight.data.fill_(0.25)
+
+        def on_task_start(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
+            pl_module.denoiser.network.conv_in.weight.data.fill_(0.5)
+
+    distilled = model()
+    trainer(tmp_path, Halving(), epochs=4).fit(distilled, datamodule=stream())
+    assert bool((distilled.teacher.network.conv_in.weight == 0.25).all())  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("rehearsal", [LearningWithoutForgetting, GenerativeDistillation])
+def test_joint_training_has_no_teacher(rehearsal: Any, tmp_path: Path) -> None:
+    distilled, data = model(rehearsal=rehearsal()), stream(joint=True)
+    trainer(tmp_path, epochs=data.num_epochs).fit(distilled, datamodule=data)
+    assert distilled.teacher is None
+    assert distilled.tasks_before == 0
+
+
+def test_a_task_s_end_that_was_missed_is_made_up(tmp_path: Path) -> None:
+    """A checkpoint on the last batch of an epoch resumes without that epoch's end."""
+    saving = ModelCheckpoint(tmp_path, filename="{step}", save_top_k=-1, every_n_train_steps=1)
+    torch.manual_seed(0)
+    whole = model()
+    trainer(tmp_path, saving).fit(whole, datamodule=stream())
+    steps = len(stream().training_loader(0, 0)) * 2
+    resumed = model()
+    trainer(tmp_path).fit(resumed, datamodule=stream(), ckpt_path=tmp_path / f"step={steps}.ckpt", weights_only=True)
+    assert (resumed.tasks_before, whole.tasks_before) == (1, 1)
+    for mine, theirs in zip(whole.teacher.parameters(), resumed.teacher.parameters(), strict=True):  # type: ignore[union-attr]
+        assert torch.equal(mine, theirs)
+
+
 class Classifier(DistillationMixin, LightningModule):
     """Somebody's classifier, distilled by its logits, with no diffusion in it."""
 
@@ -289,8 +321,8 @@ class Classifier(DistillationMixin, LightningModule):
     def student(self) -> nn.Module:
         return self.net
 
-    def current_losses(self, batch: Any) -> Tensor:
-        return cross_entropy(self.net(batch[0]), batch[1], reduction="none")
+    def current_losses(self, current: Any, replay: Any | None) -> Tensor:
+        return cross_entropy(self.net(current[0]), current[1], reduction="none")
 
     def old_losses(self, current: Any, replay: Any | None) -> Tensor | None:
         if self.teacher is None:
