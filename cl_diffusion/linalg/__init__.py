@@ -4,7 +4,7 @@ from cl_diffusion.linalg.block_diagonal import BlockDiagonal
 from cl_diffusion.linalg.diagonal import Diagonal
 from cl_diffusion.linalg.identity import Identity
 from cl_diffusion.linalg.kronecker import Kronecker
-from cl_diffusion.linalg.lanczos import lanczos_eigenpairs
+from cl_diffusion.linalg.lanczos import lanczos_eigenpairs, lanczos_sqrt
 from cl_diffusion.linalg.low_rank import LowRank
 from cl_diffusion.linalg.operator import Operator
 from cl_diffusion.linalg.operator_sum import OperatorSum, total
@@ -31,6 +31,7 @@ __all__ = [
     "add_gradients_",
     "decayed",
     "lanczos_eigenpairs",
+    "lanczos_sqrt",
     "load_operator",
     "merge",
     "operator_from_state",

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-Matvec = Callable[[Tensor], Tensor]
+from cl_diffusion.linalg.krylov import Krylov, Matvec
 
 
 class Eigenpairs(NamedTuple):
@@ -25,109 +25,65 @@ class Eigenpairs(NamedTuple):
     converged: bool
 
 
-class Krylov:
-    """An orthonormal basis ``Q`` of a Krylov space and ``H = Q^T A Q``, grown one product at a time.
+class SquareRoot(NamedTuple):
+    """``sqrt(A) z``, and what its Krylov space says of ``A``.
 
-    Each new vector is orthogonalised twice against all before it (Parlett's "twice is enough"), and every coefficient
-    is kept: ``A Q = Q H + beta q e^T`` holds to rounding even where ``A`` is not exactly symmetric. Where the space is
-    exhausted (``beta`` negligible) the basis goes on with a fresh random direction, which ``H`` leaves uncoupled: a new
-    block, in which a second copy of a multiple eigenvalue is found.
-
-    Acts on the last axis; leading axes are independent problems.
-
-    Args:
-        matvec: ``A q`` for ``q`` of the shape of ``start``.
-        start: ``(..., d)``, not zero.
-
-    Raises:
-        ValueError: ``start`` is zero or not finite.
+    ``product``: ``(..., d)``. ``smallest``: the least Ritz value, before any bound, float64 ``(...)``. ``exhausted``:
+    whether the space of ``z`` ended before ``steps`` products, so that the result is exact, bool ``(...)``.
+    ``asymmetry``: ``|H - H^T| / |H + H^T|`` in it, Frobenius, float64 ``(...)``. ``steps``: products taken.
     """
 
-    def __init__(self, matvec: Matvec, start: Tensor) -> None:
-        norm = torch.linalg.vector_norm(start, dim=-1, keepdim=True)
-        good = (norm > 0) & norm.isfinite()
-        if not bool(good.all()):
-            raise ValueError(f"start has norm {norm[~good][0].item():g}; expected a finite vector that is not zero")
-        self.basis = [start / norm]
-        self.rests: list[Tensor] = []
-        """``|A q_j - Q Q^T A q_j|``, float64 ``(...)``."""
-        self.block_start = torch.zeros(start.shape[:-1], dtype=torch.int64, device=start.device)
-        """Where the block begins that the newest product belongs to."""
-        self._matvec = matvec
-        self._negligible = min(100 * torch.finfo(start.dtype).eps, 1e-6)
-        self._generator = torch.Generator().manual_seed(0x6B72796C)
-        self._columns: list[Tensor] = []  # column j: <q_i, A q_j> for i <= j, float64 (..., j + 1)
-        self._exhausted: list[Tensor] = []
+    product: Tensor
+    smallest: Tensor
+    exhausted: Tensor
+    asymmetry: Tensor
+    steps: int
 
-    @property
-    def steps(self) -> int:
-        """The number of products taken."""
-        return len(self._columns)
 
-    def extend(self) -> None:
-        """Take one more product, and one more basis vector where the dimension allows."""
-        if self._exhausted:
-            self.block_start = torch.where(self._exhausted[-1], self.steps, self.block_start)
-        product = self._matvec(self.basis[-1])
-        scale = torch.linalg.vector_norm(product, dim=-1)
-        rest, column = self._orthogonalised(product)
-        beta = torch.linalg.vector_norm(rest, dim=-1)
-        exhausted = beta <= self._negligible * scale
-        self._columns.append(column)
-        self.rests.append(beta.double())
-        self._exhausted.append(exhausted)
-        if self.steps == rest.shape[-1]:
-            return
-        following = rest / torch.where(exhausted, 1.0, beta)[..., None]
-        if bool(exhausted.any()):
-            following = torch.where(exhausted[..., None], self._fresh(rest), following)
-        self.basis.append(following)
+def square_root(matvec: Matvec, z: Tensor, steps: int, *, floor: float = 0.0, ceiling: float = math.inf) -> SquareRoot:
+    """``sqrt(A) z ~= |z| Q sqrt(H) e_1``: Lanczos from ``z``, with full re-orthogonalisation (``Krylov``).
 
-    def projected(self) -> Tensor:
-        """``H`` of the products taken so far, float64 ``(..., m, m)``, not symmetrised."""
-        size = self.steps
-        matrix = self._columns[0].new_zeros((*self._columns[0].shape[:-1], size, size))
-        for j, column in enumerate(self._columns):
-            matrix[..., : j + 1, j] = column
-            if j + 1 < size:
-                matrix[..., j + 1, j] = torch.where(self._exhausted[j], 0.0, self.rests[j])
-        return matrix
+    ``H`` is symmetrised and its eigenvalues are brought into ``[floor, ceiling]``, in float64. With ``steps = d``, or
+    where the space of ``z`` is exhausted, this is the exact root of ``A`` with its eigenvalues so bounded.
 
-    def outside(self) -> Tensor:
-        """For each basis vector the part of its product that ``Q H`` leaves out, float64 ``(..., m)``."""
-        left_out = torch.stack(
-            [torch.where(e, r, 0.0) for e, r in zip(self._exhausted, self.rests, strict=True)], dim=-1
-        )
-        left_out[..., -1] = self.rests[-1]
-        return left_out
+    Args:
+        matvec: ``A q`` for ``q`` of the shape of ``z``.
+        z: ``(..., d)``, not zero; acts on the last axis, leading axes are independent problems.
+        steps: products at most; more than ``d`` are not taken.
+        floor: >= 0.
+        ceiling: >= ``floor``.
 
-    def combination(self, coefficients: Tensor) -> Tensor:
-        """``Q c`` for ``c`` of shape ``(..., m, k)``: ``(..., k, d)``."""
-        weights = coefficients.to(self.basis[0].dtype)
-        total: Tensor = weights[..., 0, :, None] * self.basis[0][..., None, :]
-        for j in range(1, weights.shape[-2]):
-            total += weights[..., j, :, None] * self.basis[j][..., None, :]
-        return total
+    Raises:
+        ValueError: ``steps`` or a bound is out of range, or ``z`` is zero.
+    """
+    if steps < 1 or not 0 <= floor <= ceiling:
+        raise ValueError(f"steps={steps}, floor={floor}, ceiling={ceiling}; expected steps >= 1, 0 <= floor <= ceiling")
+    krylov = Krylov(matvec, z)
+    while krylov.steps < min(steps, z.shape[-1]):
+        krylov.extend()
+        if bool(krylov.exhausted.all()):
+            break
+    inside = krylov.coupled()
+    projected = krylov.projected() * (inside[..., None] & inside[..., None, :])
+    values, vectors = torch.linalg.eigh((projected + projected.mT) / 2)
+    own = vectors[..., 0, :].square() > 1e-20  # of the space of z; what was uncoupled has no part in e_1
+    roots = values.clamp(floor, ceiling).sqrt()
+    coordinates = (vectors @ (roots * vectors[..., 0, :])[..., None]) * torch.linalg.vector_norm(z, dim=-1)[
+        ..., None, None
+    ]
+    skew = torch.linalg.matrix_norm(projected - projected.mT) / torch.linalg.matrix_norm(projected + projected.mT)
+    return SquareRoot(
+        krylov.combination(coordinates)[..., 0, :],
+        torch.where(own, values, math.inf).amin(-1),
+        krylov.exhausted,
+        skew.nan_to_num(0.0),
+        krylov.steps,
+    )
 
-    def _orthogonalised(self, vector: Tensor) -> tuple[Tensor, Tensor]:
-        coefficients = [torch.zeros(vector.shape[:-1], dtype=torch.float64, device=vector.device) for _ in self.basis]
-        for _ in range(2):
-            for index, q in enumerate(self.basis):
-                overlap = (q * vector).sum(-1, keepdim=True)
-                coefficients[index] += overlap[..., 0].double()
-                vector = vector - overlap * q
-        return vector, torch.stack(coefficients, dim=-1)
 
-    def _fresh(self, like: Tensor) -> Tensor:
-        """A random direction orthogonal to the basis; drawn anew in the rare case that the basis nearly holds it."""
-        while True:
-            drawn = torch.randn(like.shape, generator=self._generator, dtype=like.dtype).to(like.device)
-            direction, _ = self._orthogonalised(drawn)
-            length: Tensor = torch.linalg.vector_norm(direction, dim=-1, keepdim=True)
-            if bool((length > 1e-3 * torch.linalg.vector_norm(drawn, dim=-1, keepdim=True)).all()):
-                direction, _ = self._orthogonalised(direction / length)
-                unit: Tensor = direction / torch.linalg.vector_norm(direction, dim=-1, keepdim=True)
-                return unit
+def lanczos_sqrt(matvec: Matvec, z: Tensor, steps: int) -> Tensor:
+    """``sqrt(A) z`` for a symmetric positive semi-definite ``A``, by ``steps`` products; see ``square_root``."""
+    return square_root(matvec, z, steps).product
 
 
 def lanczos_eigenpairs(

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from cl_diffusion.linalg.lanczos import Eigenpairs, Krylov, lanczos_eigenpairs
+from cl_diffusion.linalg.krylov import Krylov
+from cl_diffusion.linalg.lanczos import Eigenpairs, lanczos_eigenpairs
 
 
 def normal(*shape: int, seed: int = 100) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cl_diffusion.diffusion.samplers.ancestral import AncestralSampler
 from cl_diffusion.diffusion.samplers.ddim import DDIMSampler
+from cl_diffusion.diffusion.samplers.lanczos import LanczosGaussianSampler
 from cl_diffusion.diffusion.samplers.sampler import Sampler
 
-__all__ = ["AncestralSampler", "DDIMSampler", "Sampler"]
+__all__ = ["AncestralSampler", "DDIMSampler", "LanczosGaussianSampler", "Sampler"]

@@ -10,6 +10,7 @@ from torch import Tensor
 from cl_diffusion.diffusion.denoiser import Denoiser
 from cl_diffusion.diffusion.posterior import posterior
 from cl_diffusion.diffusion.samplers.sampler import Sampler, Step
+from cl_diffusion.diffusion.samplers.trajectory import Spacing, Steps
 
 
 class DDIMSampler(Sampler):
@@ -20,20 +21,22 @@ class DDIMSampler(Sampler):
     to fit it.
 
     Args:
-        steps: number of steps.
+        steps: number of steps, or the timesteps themselves; None: every timestep of the schedule.
         eta: share of the ancestral noise, in [0, 1].
         clip: clamp the estimate of the clean image to [-1, 1] in each step.
+        spacing: of the steps, ``"even"`` or ``"quadratic"``.
 
     Raises:
         ValueError: ``eta`` is not in [0, 1].
     """
 
-    def __init__(self, steps: int = 50, eta: float = 0.0, clip: bool = True) -> None:
+    def __init__(self, steps: Steps = 50, eta: float = 0.0, clip: bool = True, spacing: Spacing = "even") -> None:
         if not 0 <= eta <= 1:
             raise ValueError(f"eta={eta}: expected a value in [0, 1], from deterministic to ancestral.")
         self.steps = steps
         self.eta = eta
         self.clip = clip
+        self.spacing: Spacing = spacing
 
     def step(
         self, denoiser: Denoiser, x_t: Tensor, labels: Tensor | None, step: Step, normal: Callable[[], Tensor]

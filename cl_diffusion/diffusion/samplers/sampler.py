@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cl_diffusion.diffusion.denoiser import Denoiser
-from cl_diffusion.diffusion.samplers.trajectory import trajectory
+from cl_diffusion.diffusion.samplers.trajectory import Spacing, Steps, trajectory
 from cl_diffusion.diffusion.schedule import NoiseSchedule
 from cl_diffusion.evaluation_mode import evaluation_mode
 
@@ -29,11 +29,13 @@ class Sampler(ABC):
     images depend on it (and on the weights) alone.
 
     Attributes:
-        steps: number of steps, at most the timesteps of the schedule; None: all of them.
+        steps: number of steps, at most the timesteps of the schedule, or the timesteps themselves; None: all of them.
+        spacing: of a number of steps; see ``trajectory``.
         clip: clamp the estimate of the clean image to [-1, 1] in each step, and so the images.
     """
 
-    steps: int | None
+    steps: Steps
+    spacing: Spacing = "even"
     clip: bool
 
     @abstractmethod
@@ -50,9 +52,13 @@ class Sampler(ABC):
         """The timesteps that are visited, strictly descending; the clean image, -1, follows the last.
 
         Raises:
-            ValueError: more steps than the schedule has timesteps, or fewer than 1.
+            ValueError: more steps than the schedule has timesteps, fewer than 1, or a timestep out of range.
         """
-        return trajectory(schedule.num_steps, schedule.num_steps if self.steps is None else self.steps)
+        return trajectory(schedule.num_steps, self.steps, self.spacing)
+
+    def evaluations(self, schedule: NoiseSchedule) -> int:
+        """Evaluations of the network for a chain, a product with its Jacobian counting as one."""
+        return len(self.timesteps(schedule))
 
     @final
     def sample(

@@ -2,17 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Literal, get_args
 
-def trajectory(num_train_steps: int, steps: int) -> list[int]:
-    """``steps`` timesteps, strictly descending and evenly spaced from ``T-1`` to 0, both included (1 step: ``[T-1]``).
+Steps = int | list[int] | None
+"""How many timesteps, or which; None: all of the schedule."""
 
-    After the last of them comes the clean image, ``t = -1``. The spacing is diffusers' ``"linspace"``.
+Spacing = Literal["even", "quadratic"]
+
+
+def trajectory(num_train_steps: int, steps: Steps, spacing: Spacing = "even") -> list[int]:
+    """The timesteps that are visited, strictly descending; the clean image, ``t = -1``, follows the last.
+
+    A number of them runs from ``T-1`` to 0, both included (1 step: ``[T-1]``): ``"even"``, as diffusers'
+    ``"linspace"``, or ``"quadratic"``, ``t_i ~ i^2`` with more of them at little noise (Song et al. 2021, appendix
+    D.2). A list is taken as it is, in descending order.
 
     Raises:
-        ValueError: ``steps`` is less than 1 or more than ``num_train_steps``.
+        ValueError: fewer than 1 or more than ``num_train_steps``, a timestep repeated or out of range, or an unknown
+            spacing.
     """
-    if not 1 <= steps <= num_train_steps:
+    if spacing not in get_args(Spacing):
+        raise ValueError(f"spacing={spacing!r}: expected one of {', '.join(map(repr, get_args(Spacing)))}.")
+    if isinstance(steps, list):
+        return _given(num_train_steps, steps)
+    count = num_train_steps if steps is None else steps
+    if not 1 <= count <= num_train_steps:
         raise ValueError(f"steps={steps}: expected 1..{num_train_steps}, at most the timesteps of the noise schedule.")
-    if steps == 1:
+    if count == 1:
         return [num_train_steps - 1]
-    return [round(i * (num_train_steps - 1) / (steps - 1)) for i in reversed(range(steps))]
+    power = 1 if spacing == "even" else 2
+    last = num_train_steps - 1
+    ascending = [
+        round((i / (count - 1)) ** power * last) if power > 1 else round(i * last / (count - 1)) for i in range(count)
+    ]
+    for i in range(1, count):
+        ascending[i] = max(ascending[i], ascending[i - 1] + 1)  # squares crowd at the low end
+    return ascending[::-1]
+
+
+def _given(num_train_steps: int, steps: Sequence[int]) -> list[int]:
+    descending = sorted(steps, reverse=True)
+    if not steps or len(set(steps)) < len(steps) or descending[0] >= num_train_steps or descending[-1] < 0:
+        raise ValueError(
+            f"steps={list(steps)}: expected at least one timestep, each once, from 0 to {num_train_steps - 1}."
+        )
+    return descending
