@@ -42,6 +42,29 @@ def test_a_trajectory_has_at_most_the_steps_of_the_schedule(steps: int) -> None:
         trajectory(10, steps)
 
 
+@pytest.mark.parametrize(("total", "steps"), [(1000, 50), (1000, 10), (40, 40), (40, 39), (10, 2), (10, 1)])
+def test_quadratic_spacing_crowds_at_little_noise(total: int, steps: int) -> None:
+    visited = trajectory(total, steps, "quadratic")
+    gaps = [a - b for a, b in pairwise(visited)]
+    assert visited[0] == total - 1
+    assert len(visited) == steps
+    assert all(gap >= 1 for gap in gaps)
+    if steps > 1:
+        assert visited[-1] == 0
+        assert gaps[0] >= gaps[-1]
+    if (total, steps) == (1000, 10):
+        assert visited == [999, 789, 604, 444, 308, 197, 111, 49, 12, 0]
+
+
+def test_a_list_of_timesteps_is_taken_as_it_is() -> None:
+    assert trajectory(10, [3, 9, 5]) == [9, 5, 3]
+    for wrong in ([], [3, 3], [10, 2], [-1, 2]):
+        with pytest.raises(ValueError, match="steps=.*each once, from 0 to 9"):
+            trajectory(10, wrong)
+    with pytest.raises(ValueError, match="spacing='cubic'"):
+        trajectory(10, 3, "cubic")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("clip", [False, True])
 @pytest.mark.parametrize("steps", [1, 9, 60])
 def test_ddim_with_eta_one_is_ancestral_sampling_with_the_small_variance(steps: int, clip: bool) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from cl_diffusion.linalg.krylov import Krylov
-from cl_diffusion.linalg.lanczos import Eigenpairs, lanczos_eigenpairs
+from cl_diffusion.linalg.lanczos import Eigenpairs, lanczos_eigenpairs, lanczos_sqrt, square_root
 
 
 def normal(*shape: int, seed: int = 100) -> Tensor:
@@ -212,3 +212,62 @@ def test_the_residual_counts_a_coupling_that_was_taken_for_exhaustion() -> None:
     pairs = lanczos_eigenpairs(lambda q: matrix @ q, torch.tensor([1.0, 0.0]), 1, tolerance=1e-6)
     true = torch.linalg.vector_norm(matrix @ pairs.vectors[0] - pairs.values[0] * pairs.vectors[0])
     assert float(pairs.residuals[0]) == pytest.approx(float(true), abs=1e-7)
+
+
+def root_of(matrix: Tensor, floor: float = 0.0, ceiling: float = float("inf")) -> Tensor:
+    values, vectors = torch.linalg.eigh(matrix)
+    return vectors * values.clamp(floor, ceiling).sqrt()[..., None, :] @ vectors.mT
+
+
+@pytest.mark.parametrize("steps", [12, 40])
+def test_the_square_root_is_the_dense_one_with_as_many_products_as_dimensions(steps: int) -> None:
+    roots = normal(3, 12, 12)
+    matrices, z = roots @ roots.mT / 12, normal(3, 12, seed=5)
+    found = square_root(product(matrices), z, steps)
+    torch.testing.assert_close(found.product, product(root_of(matrices))(z), rtol=1e-9, atol=1e-9)
+    assert found.steps == 12
+    assert bool(found.exhausted.all())
+    torch.testing.assert_close(found.smallest, torch.linalg.eigvalsh(matrices)[:, 0], rtol=1e-8, atol=1e-12)
+    assert float(found.asymmetry.max()) < 1e-12
+    torch.testing.assert_close(lanczos_sqrt(product(matrices), z, steps), found.product)
+
+
+def test_the_square_root_converges_with_the_products() -> None:
+    matrix, z = with_spectrum(torch.linspace(0.5, 2, 60, dtype=torch.float64)), normal(60)
+    exact = product(root_of(matrix))(z)
+    errors = [float((lanczos_sqrt(product(matrix), z, k) - exact).norm() / exact.norm()) for k in (1, 2, 4, 8)]
+    assert errors[1] < 0.1
+    assert all(later < earlier / 3 for earlier, later in zip(errors, errors[1:], strict=False))
+
+
+def test_a_row_that_is_exhausted_is_exact_beside_rows_that_are_not() -> None:
+    roots = normal(2, 10, 10)
+    matrices = roots @ roots.mT
+    matrices[0] = 3 * torch.eye(10)
+    z = normal(2, 10, seed=5)
+    found = square_root(product(matrices), z, 4)
+    torch.testing.assert_close(found.product[0], 3**0.5 * z[0])
+    assert found.exhausted.tolist() == [True, False]
+    assert float(found.smallest[0]) == pytest.approx(3.0)
+    alone = square_root(product(matrices[1:]), z[1:], 4)
+    torch.testing.assert_close(found.product[1:], alone.product)
+    assert square_root(product(matrices[:1]), z[:1], 4).steps == 1
+
+
+def test_eigenvalues_are_brought_into_their_bounds() -> None:
+    matrix, z = with_spectrum(torch.linspace(-1, 3, 9, dtype=torch.float64)), normal(9)
+    found = square_root(product(matrix), z, 9, floor=0.5, ceiling=2.0)
+    torch.testing.assert_close(found.product, product(root_of(matrix, 0.5, 2.0))(z))
+    assert float(found.smallest) == pytest.approx(-1.0)
+    for wrong in ({"floor": -1.0}, {"floor": 2.0, "ceiling": 1.0}, {"steps": 0}):
+        with pytest.raises(ValueError, match="expected steps >= 1, 0 <= floor <= ceiling"):
+            square_root(product(matrix), z, **{"steps": 3, **wrong})
+    with pytest.raises(ValueError, match="start has norm 0"):
+        square_root(product(matrix), torch.zeros(9, dtype=torch.float64), 3)
+
+
+def test_a_matrix_that_is_not_symmetric_is_seen_to_be_none() -> None:
+    matrix, skew = with_spectrum(torch.linspace(1, 2, 8, dtype=torch.float64)), normal(8, 8, seed=9)
+    found = square_root(product(matrix + 0.1 * (skew - skew.T)), normal(8), 8)
+    assert float(found.asymmetry) > 0.01
+    torch.testing.assert_close(found.product, product(root_of(matrix))(normal(8)))

@@ -1,0 +1,194 @@
+"""The Lanczos Gaussian sampler: the covariance of its noise, what it costs, and what can go wrong."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cl_diffusion.diffusion import Denoiser, NoiseSchedule
+from cl_diffusion.diffusion.posterior import posterior
+from cl_diffusion.diffusion.samplers import AncestralSampler, LanczosGaussianSampler
+from cl_diffusion.diffusion.samplers.gaussian import Reverse
+from cl_diffusion.diffusion.samplers.sampler import Step
+from tests.diffusion.mixtures import SCHEDULE, exact, mixture
+from tests.diffusion.networks import Wave, gaussian_denoiser, tiny_unet
+
+SHAPE = (1, 2, 3)
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def reverse(denoiser: Denoiser, x_t: Tensor, s: int, t: int, largest: float = math.inf) -> Reverse:
+    return Reverse(denoiser, x_t, None, Step(s, t), posterior(denoiser.schedule, s, t), largest)
+
+
+@pytest.mark.parametrize("product", ["vjp", "jvp", "symmetric", "differences"])
+@pytest.mark.parametrize(("s", "t"), [(0, 1), (10, 30), (38, 39)])
+def test_with_as_many_products_as_dimensions_the_noise_is_the_root_of_the_covariance(
+    product: Any, s: int, t: int
+) -> None:
+    data, x_t, z = mixture(6), normal(5, *SHAPE, seed=1), normal(5, *SHAPE, seed=2)
+    sampler = LanczosGaussianSampler(lanczos_steps=6, product=product)
+    x0, noise = sampler.clean_and_noise(reverse(exact(data), x_t, s, t), z)
+    known = data.reverse(x_t.flatten(1), SCHEDULE, s, t).covariance
+    values, vectors = torch.linalg.eigh(known)
+    root = vectors * values.sqrt()[:, None, :] @ vectors.mT
+    atol = 1e-3 if product == "differences" else 1e-7
+    torch.testing.assert_close(noise.flatten(1), (root @ z.flatten(1)[..., None])[..., 0], rtol=1e-3, atol=atol)
+    torch.testing.assert_close(x0.flatten(1), data.clean_given_noisy(x_t.flatten(1), SCHEDULE.alpha_bar_at(t)).mean)
+
+
+def test_more_products_come_closer() -> None:
+    data, x_t, z = mixture(6), normal(50, *SHAPE, seed=1), normal(50, *SHAPE, seed=2)
+    whole = LanczosGaussianSampler(lanczos_steps=6).clean_and_noise(reverse(exact(data), x_t, 5, 20), z)[1]
+    errors = [
+        float(
+            (
+                LanczosGaussianSampler(lanczos_steps=k).clean_and_noise(reverse(exact(data), x_t, 5, 20), z)[1] - whole
+            ).norm()
+        )
+        for k in (1, 2, 3, 4)
+    ]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[2] < errors[0] / 5
+
+
+def test_each_image_of_a_batch_is_on_its_own() -> None:
+    sampler, denoiser = LanczosGaussianSampler(lanczos_steps=3), exact(mixture(6))
+    x_t, z = normal(4, *SHAPE, seed=1), normal(4, *SHAPE, seed=2)
+    _, together = sampler.clean_and_noise(reverse(denoiser, x_t, 5, 20), z)
+    for i in range(4):
+        _, alone = sampler.clean_and_noise(reverse(denoiser, x_t[i : i + 1], 5, 20), z[i : i + 1])
+        torch.testing.assert_close(together[i : i + 1], alone)
+
+
+def test_isotropic_data_are_exact_with_one_product_and_no_nan() -> None:
+    denoiser = gaussian_denoiser(SCHEDULE, 0.5)
+    sampler = LanczosGaussianSampler(20, lanczos_steps=5, clip=False, report=True)
+    x = sampler.sample(denoiser, (1, 32, 32), num_images=8, generator=torch.Generator().manual_seed(0))
+    assert x.isfinite().all()
+    assert x.var().item() == pytest.approx(0.25, rel=0.06)
+    assert [report.exhausted for report in sampler.reports] == [1.0] * 19
+    assert [report.evaluations for report in sampler.reports] == [2] * 19
+
+
+def test_the_variance_of_gaussian_data_is_right_in_five_steps_where_small_and_large_are_not() -> None:
+    """The full covariance is exact for Gaussian data, whatever the number of steps."""
+    variances = {}
+    for name, sampler in {
+        "full": LanczosGaussianSampler(5, lanczos_steps=1, clip=False),
+        "small": AncestralSampler(5, "small", clip=False),
+        "large": AncestralSampler(5, "large", clip=False),
+    }.items():
+        x = sampler.sample(
+            gaussian_denoiser(SCHEDULE, 0.5), (1, 64, 64), num_images=8, generator=torch.Generator().manual_seed(0)
+        )
+        variances[name] = float(x.var()) / 0.25
+    assert abs(variances["full"] - 1) < 0.15
+    assert variances["small"] < 0.85
+    assert variances["large"] > 1.15
+
+
+def test_eigenvalues_are_raised_to_what_they_must_be_and_capped_where_asked() -> None:
+    class Clamping(nn.Module):
+        """A denoiser with a clamp inside: no derivative where it acts, too large a one elsewhere."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.tensor(-3.0, dtype=torch.float64))
+
+        def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+            return (self.weight * x).clamp(-1, 1)
+
+    denoiser, x_t, z = Denoiser(Clamping(), SCHEDULE, "x0"), normal(4, *SHAPE, seed=1), normal(4, *SHAPE, seed=2)
+    q = posterior(SCHEDULE, 5, 20)
+    sampler = LanczosGaussianSampler(lanczos_steps=6, report=True)
+    _, noise = sampler.clean_and_noise(reverse(denoiser, x_t, 5, 20), z)
+    torch.testing.assert_close(noise, q.beta_tilde**0.5 * z)
+    assert sampler.reports[-1].smallest < 0 < sampler.reports[-1].beta_tilde
+    _, capped = sampler.clean_and_noise(reverse(denoiser, x_t, 5, 20, largest=0.01), z)
+    torch.testing.assert_close(capped, 0.01 * z)
+
+
+def test_the_last_noise_is_bounded_by_so_many_grey_levels() -> None:
+    bound = 2 / 255 * math.sqrt(math.pi / 2) * 2
+    schedule = NoiseSchedule.linear(40, 1e-2, 0.3)
+    for kind in (LanczosGaussianSampler, AncestralSampler):
+        chains = {}
+        for clip_pixel in (None, 2.0):
+            sampler = kind(4, clip=False, clip_pixel=clip_pixel)
+            generator = torch.Generator().manual_seed(0)
+            chains[clip_pixel] = dict(
+                sampler.chain(gaussian_denoiser(schedule, 1.0), (64, 1, 8, 8), generator=generator)
+            )
+        t, s = sampler.timesteps(schedule)[-2:]
+        assert torch.equal(chains[None][t], chains[2.0][t])
+        gain = chains[None][s] - chains[2.0][s]
+        assert float(gain.std()) > 0.01  # what the bound took away
+        q, x_t = posterior(schedule, s, t), chains[2.0][t]
+        mean = q.mean(schedule.alpha_bar_at(t) ** 0.5 * x_t, x_t)
+        assert float((chains[2.0][s] - mean).std()) == pytest.approx(bound, rel=0.05)
+    for wrong in (0.0, -1.0, math.nan):
+        with pytest.raises(ValueError, match="clip_pixel=.*positive number of grey levels"):
+            LanczosGaussianSampler(clip_pixel=wrong)
+
+
+def test_asymmetry_is_reported_and_taken_out() -> None:
+    class Skew(nn.Module):
+        def __init__(self, skew: float) -> None:
+            super().__init__()
+            root = normal(6, 6, seed=5)
+            self.matrix = nn.Parameter(root @ root.T / 24 + skew * (root - root.T))
+
+        def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+            return (x.flatten(1) @ self.matrix.T).reshape(x.shape)
+
+    x_t, z = normal(20, *SHAPE, seed=1), normal(20, *SHAPE, seed=2)
+    seen = {}
+    for skew in (0.0, 0.02):
+        for symmetrize in (False, True):
+            sampler = LanczosGaussianSampler(lanczos_steps=6, symmetrize=symmetrize, report=True)
+            _, noise = sampler.clean_and_noise(reverse(Denoiser(Skew(skew), SCHEDULE, "x0"), x_t, 5, 20), z)
+            seen[skew, symmetrize] = sampler.reports[-1].asymmetry, noise
+    assert seen[0.0, False][0] < 1e-10
+    assert seen[0.02, False][0] > 1e-3
+    assert seen[0.02, True][0] < 1e-10
+    torch.testing.assert_close(seen[0.02, True][1], seen[0.0, True][1])
+    torch.testing.assert_close(seen[0.02, False][1], seen[0.0, True][1])  # a whole basis takes it out too
+    errors = {}
+    for symmetrize in (False, True):
+        sampler = LanczosGaussianSampler(lanczos_steps=4, symmetrize=symmetrize)
+        _, noise = sampler.clean_and_noise(reverse(Denoiser(Skew(0.02), SCHEDULE, "x0"), x_t, 5, 20), z)
+        errors[symmetrize] = float((noise - seen[0.0, True][1]).norm())
+    assert errors[True] < 0.5 * errors[False]
+
+
+def test_evaluations_are_counted_as_they_are_made() -> None:
+    for options in ({}, {"symmetrize": True}, {"product": "jvp"}, {"product": "differences"}):
+        sampler = LanczosGaussianSampler(5, lanczos_steps=2, report=True, **options)
+        sampler.sample(Denoiser(tiny_unet(sample_size=8), SCHEDULE), (1, 8, 8), torch.tensor([0, 1]))
+        assert sum(report.evaluations for report in sampler.reports) + 1 == sampler.evaluations(SCHEDULE)
+        assert [report.t for report in sampler.reports] == sampler.timesteps(SCHEDULE)[:-1]
+
+
+def test_training_mode_inference_mode_and_nan() -> None:
+    denoiser = Denoiser(Wave(), SCHEDULE).train()
+    sampler = LanczosGaussianSampler(4, lanczos_steps=2)
+    with torch.inference_mode():
+        first, second = (
+            sampler.sample(denoiser, SHAPE, num_images=3, generator=torch.Generator().manual_seed(0)) for _ in range(2)
+        )
+    assert torch.equal(first, second)
+    assert denoiser.training
+    with torch.no_grad():
+        denoiser.network.weight.fill_(math.nan)
+    with pytest.raises(ValueError, match="not finite"):
+        sampler.sample(denoiser, SHAPE, num_images=3)
+    with pytest.raises(ValueError, match="lanczos_steps=0"):
+        LanczosGaussianSampler(lanczos_steps=0)
