@@ -115,6 +115,13 @@ class Tweedie:
             return product
 
 
+def product_evaluations(product: Product, count: int) -> int:
+    """What ``count`` products add to the one forward, in network evaluations."""
+    if product == "vjp":
+        return count
+    return {"jvp": 1 + count, "symmetric": 1 + 2 * count, "differences": 2 * count}[product]
+
+
 @contextmanager
 def _differentiable(second_order: bool = False) -> Iterator[None]:
     """Gradients on, out of inference mode; fused attention has no second derivative."""

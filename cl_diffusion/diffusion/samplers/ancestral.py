@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal, get_args
 
 from torch import Tensor
@@ -49,8 +50,8 @@ class AncestralSampler(GaussianSampler):
         self.clip_pixel = checked_clip_pixel(clip_pixel)
 
     @override
-    def clean_and_noise(self, reverse: Reverse, z: Tensor) -> tuple[Tensor, Tensor]:
+    def clean_and_noise(self, reverse: Reverse, normal: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
         """Ho et al. 2020, algorithm 2, lines 3-4."""
         q = reverse.posterior
         deviation = math.sqrt(q.beta_tilde if self.variance == "small" else q.beta)
-        return self.clean(reverse), min(deviation, reverse.largest) * z
+        return self.clean(reverse), min(deviation, reverse.largest) * normal()

@@ -42,8 +42,8 @@ class GaussianSampler(Sampler):
     clip_pixel: float | None = None
 
     @abstractmethod
-    def clean_and_noise(self, reverse: Reverse, z: Tensor) -> tuple[Tensor, Tensor]:
-        """``x0hat``, not clamped, and noise of the step's covariance made of ``z ~ N(0, I)``; both like ``x_t``."""
+    def clean_and_noise(self, reverse: Reverse, normal: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
+        """``x0hat``, not clamped, and noise of the step's covariance; ``normal()`` is fresh N(0, I), like ``x_t``."""
 
     @final
     def clean(self, reverse: Reverse) -> Tensor:
@@ -64,7 +64,7 @@ class GaussianSampler(Sampler):
         last_noise = step.s == self.timesteps(denoiser.schedule)[-1]
         bounded = last_noise and self.clip_pixel is not None
         largest = 2 / 255 * math.sqrt(math.pi / 2) * self.clip_pixel if bounded else math.inf  # type: ignore[operator]
-        x0, noise = self.clean_and_noise(Reverse(denoiser, x_t, labels, step, q, largest), normal())
+        x0, noise = self.clean_and_noise(Reverse(denoiser, x_t, labels, step, q, largest), normal)
         return q.mean(x0.clamp(-1, 1) if self.clip else x0, x_t) + noise
 
 

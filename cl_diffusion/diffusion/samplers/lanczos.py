@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from torch import Tensor
@@ -10,7 +11,7 @@ from typing_extensions import override
 from cl_diffusion.diffusion.samplers.gaussian import GaussianSampler, Reverse, checked_clip_pixel
 from cl_diffusion.diffusion.samplers.trajectory import Spacing, Steps
 from cl_diffusion.diffusion.schedule import NoiseSchedule
-from cl_diffusion.diffusion.tweedie import Product, Tweedie
+from cl_diffusion.diffusion.tweedie import Product, Tweedie, product_evaluations
 from cl_diffusion.linalg.lanczos import square_root
 
 
@@ -76,12 +77,12 @@ class LanczosGaussianSampler(GaussianSampler):
         self.reports: list[StepReport] = []
 
     @override
-    def clean_and_noise(self, reverse: Reverse, z: Tensor) -> tuple[Tensor, Tensor]:
-        q, shape = reverse.posterior, z.shape
+    def clean_and_noise(self, reverse: Reverse, normal: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
+        q, z = reverse.posterior, normal()
         tweedie = Tweedie(reverse.denoiser, reverse.x_t, reverse.step.t, reverse.labels, self.product)
 
         def product(v: Tensor) -> Tensor:
-            return q.beta_tilde * v + q.c0**2 * tweedie.covariance(v.reshape(shape)).flatten(1)
+            return q.beta_tilde * v + q.c0**2 * tweedie.covariance(v.reshape(z.shape)).flatten(1)
 
         bounds = {"floor": min(q.beta_tilde, reverse.largest**2), "ceiling": reverse.largest**2}
         root = square_root(product, z.flatten(1), self.lanczos_steps, **bounds)
@@ -90,11 +91,9 @@ class LanczosGaussianSampler(GaussianSampler):
                 self.reports = []  # another chain
             figures = (float(root.asymmetry.mean()), float(root.smallest.min()), float(root.exhausted.double().mean()))
             self.reports.append(StepReport(reverse.step.t, reverse.step.s, q.beta_tilde, tweedie.evaluations, *figures))
-        return tweedie.x0, root.product.reshape(shape)
+        return tweedie.x0, root.product.reshape(z.shape)
 
     @override
     def evaluations(self, schedule: NoiseSchedule) -> int:
         steps = len(self.timesteps(schedule))
-        cost = {"vjp": 1, "jvp": 1, "symmetric": 2, "differences": 2}[self.product] * self.lanczos_steps
-        first = 1 if self.product in ("jvp", "symmetric") else 0
-        return steps + (steps - 1) * (cost + first)
+        return steps + (steps - 1) * product_evaluations(self.product, self.lanczos_steps)

@@ -1,0 +1,68 @@
+"""The diagonal of a reverse step's covariance, without training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from cl_diffusion.diffusion.samplers.gaussian import GaussianSampler, Reverse, checked_clip_pixel
+from cl_diffusion.diffusion.samplers.trajectory import Spacing, Steps
+from cl_diffusion.diffusion.schedule import NoiseSchedule
+from cl_diffusion.diffusion.tweedie import Product, Tweedie, product_evaluations
+
+
+class HutchinsonSampler(GaussianSampler):
+    """``noise = sqrt(diag(Sigma)) z``, with ``diag(Cov[x0 | x_t]) ~= mean_j v_j * (C v_j)`` over random signs ``v_j``.
+
+    The estimate is unbiased, its variance the off-diagonal part of ``C`` over ``probes`` (Hutchinson 1990); where it is
+    negative it is taken for zero. Like ``LanczosGaussianSampler`` it needs neither training nor data, at ``probes``
+    products a step.
+
+    Args:
+        steps: number of steps, or the timesteps themselves; None: every timestep of the schedule.
+        probes: products a step.
+        clip: clamp the estimate of the clean image to [-1, 1] in each step.
+        clip_pixel: see ``GaussianSampler``.
+        product: see ``Tweedie``.
+        spacing: of the steps, ``"even"`` or ``"quadratic"``.
+
+    Raises:
+        ValueError: ``probes`` or ``clip_pixel`` is not positive.
+    """
+
+    def __init__(
+        self,
+        steps: Steps = 25,
+        probes: int = 3,
+        clip: bool = True,
+        clip_pixel: float | None = None,
+        product: Product = "vjp",
+        spacing: Spacing = "even",
+    ) -> None:
+        if probes < 1:
+            raise ValueError(f"probes={probes!r}; expected at least 1 product a step")
+        self.steps = steps
+        self.probes = probes
+        self.clip = clip
+        self.clip_pixel = checked_clip_pixel(clip_pixel)
+        self.product: Product = product
+        self.spacing: Spacing = spacing
+
+    @override
+    def clean_and_noise(self, reverse: Reverse, normal: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
+        q = reverse.posterior
+        tweedie = Tweedie(reverse.denoiser, reverse.x_t, reverse.step.t, reverse.labels, self.product)
+        total = torch.zeros_like(reverse.x_t)
+        for _ in range(self.probes):
+            signs = normal().sign()
+            total += signs * tweedie.covariance(signs)
+        variance = q.beta_tilde + q.c0**2 * (total / self.probes).clamp(min=0.0)
+        return tweedie.x0, variance.sqrt().clamp(max=reverse.largest) * normal()
+
+    @override
+    def evaluations(self, schedule: NoiseSchedule) -> int:
+        steps = len(self.timesteps(schedule))
+        return steps + (steps - 1) * product_evaluations(self.product, self.probes)
