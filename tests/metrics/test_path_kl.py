@@ -9,7 +9,7 @@ import torch
 
 from cl_diffusion.diffusion import NoiseSchedule
 from cl_diffusion.diffusion.mixture import GaussianMixture
-from cl_diffusion.metrics.path_kl import COVARIANCES, divergence, gaussian_excess, path_kl
+from cl_diffusion.metrics.path_kl import COVARIANCES, divergence, gaussian_excess, lanczos_path_kl, path_kl
 
 D = torch.float64
 BROAD = GaussianMixture(
@@ -51,6 +51,18 @@ def test_the_slopes_are_those_of_the_theory() -> None:
                 assert -2.2 <= slope <= -1.7
             else:
                 assert slope == pytest.approx(-1, abs=0.15)
+
+
+@pytest.mark.parametrize(("products", "slope"), [(1, -1), (2, -3), (3, -5)])
+def test_what_a_krylov_space_adds_falls_twice_as_fast_as_it_grows(products: int, slope: int) -> None:
+    covariance = torch.diag(torch.tensor([0.1, 0.3, 0.8, 2.0], dtype=D))
+    coarse, fine = (lanczos_path_kl(covariance, uniform(steps), products, samples=200) for steps in (32, 64))
+    assert math.log2(fine / coarse) == pytest.approx(slope, abs=0.1)
+
+
+def test_a_whole_krylov_space_adds_nothing() -> None:
+    covariance = torch.diag(torch.tensor([0.1, 0.8, 2.0], dtype=D))
+    assert abs(lanczos_path_kl(covariance, uniform(8), 3, samples=50)) < 1e-12
 
 
 def test_a_divergence_of_gaussians_is_torch_s() -> None:
