@@ -43,3 +43,13 @@ class TaskStream(Protocol):
     def evaluation_dataloader(self, task: int) -> Iterable[Any]:
         """The task's held-out samples, each once, in a fixed order; all of them on every process."""
         ...
+
+
+@runtime_checkable
+class ReplayStream(TaskStream, Protocol):
+    """A ``TaskStream`` whose batches are ``ReplayBatch`` from the second task on."""
+
+    @property
+    def replay(self) -> Any:
+        """Whatever gives the images of old tasks."""
+        ...

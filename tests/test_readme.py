@@ -38,6 +38,14 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return names
 
 
+def test_the_replay_in_python_replays_from_the_second_task_on() -> None:
+    (snippet,) = [code for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "MixedReplay(" in code]
+    names: dict[str, Any] = {}
+    exec(compile(snippet, "README.md", "exec"), names)
+    assert (names["data"].num_epochs, names["data"].replay_batch_size) == (300, 64)
+    assert names["data"].replay.shares == [0.25, 0.75]
+
+
 def test_there_are_six() -> None:
     assert len(EXAMPLES) == 6
 

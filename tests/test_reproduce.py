@@ -98,11 +98,12 @@ def test_a_matrix_goes_on_where_it_stopped(
     monkeypatch.setattr(tool.subprocess, "Popen", None)  # all is finished: nothing is started
     assert run(tool, monkeypatch, *command) == 0
     refused = run(tool, monkeypatch, *command, "--trainer.max_steps=1")
-    assert "finetune, seed 4 was run with base method/finetune, and would now be with" in refused
+    assert "finetune, seed 4 was run with another configuration: --trainer.max_steps=1 (now)" in refused
     assert "name another --out" in refused
     before = (folder / "method" / "ewc_rank1.yaml").read_text()
     (folder / "method" / "ewc_rank1.yaml").write_text(before.replace("15000.0", "1.0"))
-    assert "rank1, seed 4 was run with another method/ewc_rank1.yaml" in run(tool, monkeypatch, *command)
+    refused = run(tool, monkeypatch, *command)
+    assert "rank1, seed 4 was run with another configuration: method/ewc_rank1.yaml; name another" in refused
     (folder / "method" / "ewc_rank1.yaml").write_text(f"# said anew\n{before}")
     (cells["rank1"] / "yardstick.json").write_text(
         '{"reference_classifier": "b", "held_out_accuracy": 1, "inception": false}'
@@ -190,6 +191,10 @@ def test_runs_of_different_lengths_are_not_compared(tools: Any) -> None:
     rows = {"rank1": {0: outcome(outcomes, KEPT)}, "finetune": {0: outcome(outcomes, LOST[:2])}}
     with pytest.raises(ValueError, match="ended after \\[2, 3\\] tasks"):
         outcomes.Comparison(rows, presets.PRESETS["digits"], "finetune")
+
+
+def test_an_argument_may_be_spelled_in_two_ways(tools: Any) -> None:
+    assert tools[0]._joined(["--a", "1", "--b=2", "--c", "--d", "-3"]) == ["--a=1", "--b=2", "--c", "--d", "-3"]
 
 
 def test_a_method_is_named_by_its_parts(tools: Any) -> None:

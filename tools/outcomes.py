@@ -180,7 +180,7 @@ class Comparison:
         return [*self.outcomes, *(row for row in self.preset.published if row not in ran)]
 
 
-def draw_front(comparison: Comparison, path: Path) -> None:
+def draw_front(comparison: Comparison, path: Path, title: str) -> None:
     """Retention against plasticity; the strengths of one method are joined by a line."""
     import matplotlib
 
@@ -195,7 +195,8 @@ def draw_front(comparison: Comparison, path: Path) -> None:
     for method, of in methods.items():
         of.sort(key=lambda row: float(row.partition(", strength ")[2] or "nan"))
         x, y = ([comparison.values(row, title) for row in of] for title in (across, up))
-        errors = {"xerr": [_standard_error(v) or 0.0 for v in x], "yerr": [_standard_error(v) or 0.0 for v in y]}
+        seeded = all(len(v) > 1 for v in x)
+        errors = {"xerr": [_standard_error(v) for v in x], "yerr": [_standard_error(v) for v in y]} if seeded else {}
         middles = [statistics.mean(v) for v in x], [statistics.mean(v) for v in y]
         axes.errorbar(*middles, **errors, marker="o", capsize=2, label=method)
         for row, point in zip(of, zip(*middles, strict=True), strict=True):
@@ -203,8 +204,11 @@ def draw_front(comparison: Comparison, path: Path) -> None:
                 axes.annotate(strength, point, textcoords="offset points", xytext=(5, 5), fontsize=8)
     axes.set_xlabel(f"{across} (class agreement when learned)" if not comparison.preset.error else across)
     axes.set_ylabel(f"{up} (class agreement on old tasks, at the end)" if not comparison.preset.error else up)
+    if not comparison.preset.error:
+        axes.set(xlim=(0, 1.03), ylim=(0, 1.03))
+    axes.set_title(title, fontsize=9)
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(fontsize=8)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
 

@@ -101,13 +101,14 @@ class Cell:
         if not marker.exists():
             return False
         before, now = json.loads(marker.read_text()), self.identity(preset, extra)
-        for name, wanted in now.items():
-            if before.get(name) != wanted:
-                was = f"with {before.get(name)}, and would now be with {wanted}" if name == "arguments" else ""
-                raise ValueError(
-                    f"{self.name}, seed {self.seed} was run {was or f'with another {name}.yaml'}; name another --out, "
-                    f"or remove {self.folder(out)}"
-                )
+        was, is_ = (set(identity["arguments"].split()) for identity in (before, now))
+        differing = [f"{name}.yaml" for name in now if name != "arguments" and before.get(name) != now[name]]
+        differing += [f"{word} (then)" for word in sorted(was - is_)] + [f"{word} (now)" for word in sorted(is_ - was)]
+        if differing:
+            raise ValueError(
+                f"{self.name}, seed {self.seed} was run with another configuration: {', '.join(differing)}; name "
+                f"another --out, or remove {self.folder(out)}"
+            )
         return True
 
 
@@ -136,10 +137,20 @@ class Matrix:
             done = list(pool.map(self._fit, waiting))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
-            for process in list(self.running):
-                process.terminate()
+            self._stop()
             raise
         return [cell for cell, finished in zip(waiting, done, strict=True) if not finished]
+
+    def _stop(self) -> None:
+        """End what is running: politely, then for good; either way its last checkpoint is there to go on from."""
+        running = list(self.running)
+        for process in running:
+            process.terminate()
+        for process in running:
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
 
     def _fit(self, cell: Cell) -> bool:
         slot = self.free.get()
@@ -151,6 +162,8 @@ class Matrix:
             identity = json.dumps(cell.identity(self.preset, self.extra), indent=1)
             (cell.folder(self.out) / FINISHED).write_text(identity)
         print(f"{'finished' if done else 'FAILED  '} {cell.name}, seed {cell.seed}", flush=True)
+        if not done:
+            print(f"         {_last_line(cell.log(self.out))}", flush=True)
         return done
 
     def _process(self, cell: Cell, environment: Mapping[str, str]) -> int:
@@ -188,21 +201,39 @@ def _slots(jobs: int | None) -> list[dict[str, str]]:
     if gpus:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
         return [{"CUDA_VISIBLE_DEVICES": visible[number % gpus]} for number in range(jobs or gpus)]
-    threads = str(max(1, cores // (jobs or cores)))
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // (jobs or cores)))
     return [{"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads} for _ in range(jobs or cores)]
 
 
-def report(outcomes: Mapping[str, Mapping[int, Outcome]], preset: Preset, against: str, out: Path) -> str:
+def _last_line(log: Path) -> str:
+    """What a process said last."""
+    lines = [line for line in log.read_text().splitlines() if line.strip()] if log.exists() else []
+    return lines[-1][:300] if lines else ""
+
+
+def _joined(words: Sequence[str]) -> list[str]:
+    """``--name value`` as ``--name=value``, so that both are the same argument."""
+    joined: list[str] = []
+    for word in words:
+        option = bool(joined) and joined[-1].startswith("--") and "=" not in joined[-1]
+        if option and not word.startswith("-"):
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
+
+
+def report(outcomes: Mapping[str, Mapping[int, Outcome]], preset: Preset, against: str, out: Path, heading: str) -> str:
     """Write the table and the picture into a folder; returns the table to read."""
     comparison = Comparison(outcomes, preset, against)
-    text = comparison.markdown()
+    text = f"{heading}\n\n{comparison.markdown()}"
     (out / "table.md").write_text(text)
     records = list(comparison.records())
     with (out / "table.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(records[0]))
         writer.writeheader()
         writer.writerows(records)
-    draw_front(comparison, out / "front.png")
+    draw_front(comparison, out / "front.png", heading)
     return text
 
 
@@ -234,7 +265,7 @@ def arguments() -> tuple[argparse.Namespace, list[Cell], list[str]]:
     rows = {cell.name for cell in cells}
     if given.against is not None and given.against not in rows:
         parser.error(f"--against {given.against!r}; expected a row of the table: {', '.join(sorted(rows))}")
-    return given, cells, extra
+    return given, cells, _joined(extra)
 
 
 def main() -> None:
@@ -249,7 +280,8 @@ def main() -> None:
             if cell not in failed:
                 outcomes.setdefault(cell.name, {})[cell.seed] = Outcome.of(cell.folder(out))
         if outcomes:
-            print(f"\n{report(outcomes, preset, given.against or 'finetune', out)}")
+            heading = " ".join([given.preset, *extra])
+            print(f"\n{report(outcomes, preset, given.against or 'finetune', out, heading)}")
     except ValueError as error:
         sys.exit(f"reproduce.py: error: {error}")
     except KeyboardInterrupt:

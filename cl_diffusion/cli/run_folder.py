@@ -45,8 +45,8 @@ def claim(folder: Path, configuration: str, checkpoint: str | None) -> None:
         return
     newest = newest_checkpoint(folder)
     if checkpoint is None:
-        resume = f"resume it with --ckpt_path {newest}, or " if newest else ""
-        raise ValueError(f"run={str(folder)!r} already holds files; {resume}name another folder with --run")
+        resume = f"resume it with --ckpt_path {newest}" if newest else "it has no checkpoint to go on from: remove it"
+        raise ValueError(f"run={str(folder)!r} already holds files; {resume}, or name another folder with --run")
     path = folder / CONFIGURATION
     if not path.is_file():
         raise ValueError(f"run={str(folder)!r} holds files but no {CONFIGURATION}; name another folder with --run")

@@ -37,8 +37,20 @@ class Buffer(ReplaySource):
         self.bytes = bytes
 
     @override
+    def begin(self, last: OldTasks) -> None:
+        self.check(last, self._room(last))
+
+    @override
     def pools(self, old: OldTasks, trainer: Trainer | None) -> list[Pool]:
         return [(1.0, Samples(old.real.images, self.choose(old, self._room(old))))]
+
+    @abstractmethod
+    def check(self, old: OldTasks, room: int) -> None:
+        """Refuse a room that cannot hold what the buffer promises.
+
+        Raises:
+            ValueError: a class that the buffer promises has no image.
+        """
 
     @abstractmethod
     def choose(self, old: OldTasks, room: int) -> dict[int, Tensor]:
@@ -69,6 +81,10 @@ class ReservoirBuffer(Buffer):
     """
 
     @override
+    def check(self, old: OldTasks, room: int) -> None:
+        """Any is good enough."""
+
+    @override
     def choose(self, old: OldTasks, room: int) -> dict[int, Tensor]:
         indices = old.real.indices(old.all_classes)
         kept = indices[_priorities(indices, old.seed).argsort()[:room]]
@@ -84,13 +100,17 @@ class ClassBalancedBuffer(Buffer):
     """As many images of each class seen so far, give or take one: a class gives up images as others come."""
 
     @override
-    def choose(self, old: OldTasks, room: int) -> dict[int, Tensor]:
-        each, more = divmod(room, len(old.all_classes))
-        if not each:
+    def check(self, old: OldTasks, room: int) -> None:
+        if room < len(old.all_classes):
             raise ValueError(
                 f"a ClassBalancedBuffer of {room} images cannot hold one of each of the {len(old.all_classes)} classes "
                 f"before task {old.task + 1}; give it more room, or use ReservoirBuffer"
             )
+
+    @override
+    def choose(self, old: OldTasks, room: int) -> dict[int, Tensor]:
+        self.check(old, room)
+        each, more = divmod(room, len(old.all_classes))
         return {
             label: own[_priorities(own, old.seed).argsort()[: each + (position < more)]].sort().values
             for position, (label, own) in enumerate(_old(old).items())

@@ -64,7 +64,7 @@ class GenerativeReplay(ReplaySource):
         return [(1.0, Samples(self._kept(old), of_labels(self._labels)))]
 
     @override
-    def begin(self) -> None:
+    def begin(self, last: OldTasks) -> None:
         self._task = None
 
     @override

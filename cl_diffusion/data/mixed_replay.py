@@ -47,9 +47,9 @@ class MixedReplay(ReplaySource):
         return f"{type(self).__name__}({', '.join(source.name for source in self.sources)})"
 
     @override
-    def begin(self) -> None:
+    def begin(self, last: OldTasks) -> None:
         for source in self.sources:
-            source.begin()
+            source.begin(last)
 
     @override
     def state_dict(self) -> dict[str, Any]:

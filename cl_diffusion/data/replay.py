@@ -47,8 +47,9 @@ class ReplayDataModule(TaskDataModule):
     @override
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        if stage == TrainerFn.FITTING and self.trainer is not None and self.trainer.current_epoch == 0:
-            self.replay.begin()  # a checkpoint's state is loaded after this
+        starts = stage == TrainerFn.FITTING and self.trainer is not None and self.trainer.current_epoch == 0
+        if starts and self.num_tasks > 1 and not self.scenario.joint:
+            self.replay.begin(self._old_tasks(self.num_tasks - 1))  # a checkpoint's state is loaded after this
 
     @override
     def training_loader(self, task: int, epoch: int) -> Any:

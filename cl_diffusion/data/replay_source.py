@@ -59,8 +59,12 @@ class ReplaySource(ABC):
         """By which a checkpoint is recognised."""
         return type(self).__name__
 
-    def begin(self) -> None:  # noqa: B027
-        """Forget what was drawn for another fit."""
+    def begin(self, last: OldTasks) -> None:  # noqa: B027
+        """Before a fit: forget what was drawn for another, and refuse what would fail beside the last task.
+
+        Raises:
+            ValueError: there is no room for the tasks before the last.
+        """
 
     def state_dict(self) -> dict[str, Any]:
         """What cannot be had again after an interruption."""

@@ -101,7 +101,7 @@ def lanczos_path_kl(
     samples: int = 2000,
     seed: int = 0,
 ) -> float:
-    """``sum_steps KL(p(x_s | x_t) || q(x_s | x_t))`` for Gaussian data, where ``p`` draws by ``lanczos_steps`` products.
+    """``sum_steps KL(p(x_s | x_t) || q(x_s | x_t))`` for Gaussian data; ``p`` draws by ``lanczos_steps`` products.
 
     That noise, ``f(z) ~= sqrt(Sigma) z``, is no Gaussian's: its density is that of ``z`` over ``|det df/dz|``. The last
     step, to the clean image, is left out. All else is exact, so that this is what the Krylov space adds; it falls as

@@ -13,7 +13,7 @@ from cl_diffusion.diffusion import Denoiser, SNRBands
 from cl_diffusion.diffusion.rehearsal import GenerativeDistillation, Rehearsal
 from cl_diffusion.modules.ddpm import DDPM, together
 from cl_diffusion.modules.distillation import Balance, DistillationMixin
-from cl_diffusion.stream import ReplayBatch
+from cl_diffusion.stream import ReplayBatch, ReplayStream, TaskStream
 
 
 class DistilledDDPM(DistillationMixin, DDPM):
@@ -30,7 +30,7 @@ class DistilledDDPM(DistillationMixin, DDPM):
         **options: of ``DDPM``.
 
     Raises:
-        ValueError: an argument is out of range; in training: the batches hold no replay and the rehearsal needs it.
+        ValueError: an argument is out of range; before a fit: the data module gives no replay, which is needed.
     """
 
     _weights: Tensor
@@ -59,6 +59,14 @@ class DistilledDDPM(DistillationMixin, DDPM):
         return self.denoiser
 
     @override
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        stream = getattr(self.trainer, "datamodule", None)
+        several = isinstance(stream, TaskStream) and stream.task_at(0) == 0 and stream.num_tasks > 1
+        if stage == "fit" and several and self.rehearsal.needs_replay and not isinstance(stream, ReplayStream):
+            raise _without_replay(self.rehearsal, f"{type(stream).__name__} replays nothing")
+
+    @override
     def current_losses(self, current: Any, replay: Any | None) -> Tensor:
         both = self.noise_of_replay and replay is not None
         return self.per_sample_loss(together(ReplayBatch(current, replay)) if both else current)
@@ -68,10 +76,7 @@ class DistilledDDPM(DistillationMixin, DDPM):
         if self.tasks_before == 0:
             return None
         if self.rehearsal.needs_replay and replay is None:
-            raise ValueError(
-                f"{type(self.rehearsal).__name__} asks about replayed images, and the batch holds none; use "
-                "ReplayDataModule, or LearningWithoutForgetting"
-            )
+            raise _without_replay(self.rehearsal, "the batch holds none")
         teacher = self.teacher if self.rehearsal.needs_teacher else self.denoiser
         assert isinstance(teacher, Denoiser)
         with torch.no_grad():
@@ -86,6 +91,13 @@ class DistilledDDPM(DistillationMixin, DDPM):
         loss = self.combined_loss(batch)
         self.log("train_loss", loss, prog_bar=True, batch_size=1)
         return loss
+
+
+def _without_replay(rehearsal: Rehearsal, fact: str) -> ValueError:
+    return ValueError(
+        f"{type(rehearsal).__name__} asks about replayed images, and {fact}; use ReplayDataModule, or "
+        "LearningWithoutForgetting"
+    )
 
 
 def _by_band(bands: SNRBands | None, weights: Mapping[str, float] | None) -> Tensor:

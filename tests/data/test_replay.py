@@ -249,6 +249,10 @@ def test_what_cannot_be_replayed_is_refused(make: Any, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="expected at least 1"):
             GenerativeReplay(**wrong)
 
+    with pytest.raises(ValueError, match="ClassBalancedBuffer of 3 images cannot hold one of each of the 4 classes"):
+        trainer(tmp_path).fit(model := Painter(), datamodule=make(ClassBalancedBuffer(images=3)))
+    assert not model.seen
+
     class Blank(Painter):
         sample = None  # type: ignore[assignment]
 

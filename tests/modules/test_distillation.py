@@ -247,8 +247,13 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
         model(balance="mean")
     with pytest.raises(ValueError, match="old_strength=-1.0"):
         model(old_strength=-1.0)
-    with pytest.raises(ValueError, match="GenerativeDistillation asks about replayed images.*ReplayDataModule"):
-        trainer(tmp_path).fit(model(), datamodule=TaskDataModule(**DATA))
+    with pytest.raises(
+        ValueError, match="GenerativeDistillation asks about replayed images, and TaskDataModule replays"
+    ):
+        trainer(tmp_path).fit(untrained := model(), datamodule=TaskDataModule(**DATA))
+    assert untrained.trainer.global_step == 0
+    with pytest.raises(ValueError, match="asks about replayed images, and the batch holds none"):
+        taught().old_losses(batch(), None)
     trainer(tmp_path).fit(model(rehearsal=LearningWithoutForgetting()), datamodule=TaskDataModule(**DATA))
     wider = DistilledDDPM(unet(block_out_channels=[8, 12]))
     state: dict[str, Any] = {"state_dict": wider.state_dict()}
