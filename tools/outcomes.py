@@ -192,20 +192,21 @@ def draw_front(comparison: Comparison, path: Path, title: str) -> None:
     methods: dict[str, list[str]] = {}
     for row in comparison.outcomes:
         methods.setdefault(row.partition(", strength ")[0], []).append(row)
-    for method, of in methods.items():
+    for number, (method, of) in enumerate(methods.items()):
         of.sort(key=lambda row: float(row.partition(", strength ")[2] or "nan"))
         x, y = ([comparison.values(row, title) for row in of] for title in (across, up))
         seeded = all(len(v) > 1 for v in x)
         errors = {"xerr": [_standard_error(v) for v in x], "yerr": [_standard_error(v) for v in y]} if seeded else {}
         middles = [statistics.mean(v) for v in x], [statistics.mean(v) for v in y]
-        axes.errorbar(*middles, **errors, marker="o", capsize=2, label=method)
+        line, *_ = axes.errorbar(*middles, **errors, marker="osD^vPX*"[number % 8], capsize=2, label=method)
         for row, point in zip(of, zip(*middles, strict=True), strict=True):
             if strength := row.partition(", strength ")[2]:
-                axes.annotate(strength, point, textcoords="offset points", xytext=(5, 5), fontsize=8)
+                place = (6, 6 if number % 2 else -12)
+                colour = line.get_color()
+                axes.annotate(strength, point, textcoords="offset points", xytext=place, fontsize=8, color=colour)
     axes.set_xlabel(f"{across} (class agreement when learned)" if not comparison.preset.error else across)
     axes.set_ylabel(f"{up} (class agreement on old tasks, at the end)" if not comparison.preset.error else up)
-    if not comparison.preset.error:
-        axes.set(xlim=(0, 1.03), ylim=(0, 1.03))
+    axes.margins(0.15)
     axes.set_title(title, fontsize=9)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
@@ -226,8 +227,10 @@ def _interval(values: Sequence[float]) -> str:
     """The mean, plus or minus the standard error."""
     if not values:
         return ""
-    error = _standard_error(values)
-    return f"{statistics.mean(values):.3g}" + ("" if error is None else f" +- {error:.2g}")
+    mean, error = statistics.mean(values), _standard_error(values)
+    tiny = 1e-12 * max(1.0, *map(abs, values))  # what rounding leaves of differences that are equal
+    mean = 0.0 if abs(mean) < tiny else mean
+    return f"{mean:.3g}" + ("" if error is None else f" +- {0.0 if error < tiny else error:.2g}")
 
 
 def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
