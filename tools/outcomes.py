@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from presets import PENALTIES, Preset
@@ -21,7 +22,7 @@ class Outcome:
     """A finished run: its matrices by metric, and what they were measured with."""
 
     matrices: Mapping[str, ContinualMatrix]
-    yardstick: Mapping[str, object]
+    yardstick: Mapping[str, Any]
 
     @classmethod
     def of(cls, folder: Path) -> Outcome:
@@ -66,7 +67,7 @@ class Comparison:
     def __init__(self, outcomes: Outcomes, preset: Preset, against: str) -> None:
         self.outcomes, self.preset, self.against = outcomes, preset, against
         every = [outcome for of in outcomes.values() for outcome in of.values()]
-        judges = {str(outcome.yardstick["reference_classifier"]) for outcome in every}
+        judges = {outcome.yardstick["reference_classifier"] for outcome in every}
         if len(judges) > 1:
             raise ValueError(
                 f"the runs were judged by {len(judges)} different reference classifiers (yardstick.json), so their "
@@ -75,7 +76,7 @@ class Comparison:
         if len(lasts := {outcome.matrices["denoising_loss"].last for outcome in every}) > 1:
             raise ValueError(f"the runs ended after {sorted(lasts)} tasks, so their figures do not compare")
         self.inception = all(outcome.yardstick["inception"] for outcome in every)
-        self.accuracy = statistics.mean(float(str(outcome.yardstick["held_out_accuracy"])) for outcome in every)
+        self.accuracy = statistics.mean(outcome.yardstick["held_out_accuracy"] for outcome in every)
 
     @property
     def figures(self) -> dict[str, Figure]:

@@ -84,6 +84,12 @@ class Denoiser(nn.Module):
         output = self(x_t, t, labels)
         return x0_and_noise(self.prediction, output, x_t, self.schedule.scales(t, like=x_t))
 
+    def estimates_at(self, x_t: Tensor, t: int, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """``x0_and_noise`` at one timestep for all: in the network's precision, returned in that of ``x_t``."""
+        timesteps = torch.full((len(x_t),), t, device=x_t.device)
+        x0, noise = self.x0_and_noise(x_t.to(self.dtype), timesteps, labels)
+        return x0.to(x_t), noise.to(x_t)
+
     def check(self, image_shape: tuple[int, int, int], num_classes: int) -> None:
         """Find out before training whether network and data fit, by one forward of a zero image of the last class.
 

@@ -91,9 +91,7 @@ class Tweedie:
 
     def _x0(self, x: Tensor) -> Tensor:
         self.evaluations += 1
-        timesteps = torch.full((len(x),), self.t, device=x.device)
-        x0, _ = self.denoiser.x0_and_noise(x.to(self.denoiser.dtype), timesteps, self._labels)
-        return x0.to(x)
+        return self.denoiser.estimates_at(x, self.t, self._labels)[0]
 
     def _transposed(self, v: Tensor) -> Tensor:
         self.evaluations += 1

@@ -93,9 +93,8 @@ class Krylov:
 
     def coupled(self) -> Tensor:
         """Which basis vectors belong to the space of ``start`` itself, before it was exhausted: bool ``(..., m)``."""
-        ended = torch.stack(self._exhausted[:-1], dim=-1) if self.steps > 1 else self._exhausted[0][..., None][..., :0]
-        first = torch.ones_like(self._exhausted[0])[..., None]
-        return torch.cat([first, ~(ended.cumsum(-1) > 0)], dim=-1)
+        ended = torch.stack(self._exhausted, dim=-1).long()
+        return ended.cumsum(-1) == ended  # nothing has ended before
 
     def combination(self, coefficients: Tensor) -> Tensor:
         """``Q c`` for ``c`` of shape ``(..., m, k)``: ``(..., k, d)``."""

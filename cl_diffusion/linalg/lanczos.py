@@ -68,9 +68,8 @@ def square_root(matvec: Matvec, z: Tensor, steps: int, *, floor: float = 0.0, ce
     values, vectors = torch.linalg.eigh((projected + projected.mT) / 2)
     own = vectors[..., 0, :].square() > 1e-20  # of the space of z; what was uncoupled has no part in e_1
     roots = values.clamp(floor, ceiling).sqrt()
-    coordinates = (vectors @ (roots * vectors[..., 0, :])[..., None]) * torch.linalg.vector_norm(z, dim=-1)[
-        ..., None, None
-    ]
+    length = torch.linalg.vector_norm(z, dim=-1)[..., None, None]
+    coordinates = length * (vectors @ (roots * vectors[..., 0, :])[..., None])
     skew = torch.linalg.matrix_norm(projected - projected.mT) / torch.linalg.matrix_norm(projected + projected.mT)
     return SquareRoot(
         krylov.combination(coordinates)[..., 0, :],

@@ -120,4 +120,5 @@ class AnalyticSampler(GaussianSampler):
         abar = reverse.denoiser.schedule.alpha_bar_at(t)
         clean = min(max((1 - abar) / abar * (1 - float(gamma[t])), 0.0), 1.0)
         deviation = math.sqrt(q.beta_tilde + q.c0**2 * clean)
-        return self.clean(reverse), min(deviation, reverse.largest) * normal()
+        x0, _ = reverse.denoiser.estimates_at(reverse.x_t, reverse.step.t, reverse.labels)
+        return x0, min(deviation, reverse.largest) * normal()

@@ -54,4 +54,5 @@ class AncestralSampler(GaussianSampler):
         """Ho et al. 2020, algorithm 2, lines 3-4."""
         q = reverse.posterior
         deviation = math.sqrt(q.beta_tilde if self.variance == "small" else q.beta)
-        return self.clean(reverse), min(deviation, reverse.largest) * normal()
+        x0, _ = reverse.denoiser.estimates_at(reverse.x_t, reverse.step.t, reverse.labels)
+        return x0, min(deviation, reverse.largest) * normal()

@@ -7,7 +7,6 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import NamedTuple, final
 
-import torch
 from torch import Tensor
 from typing_extensions import override
 
@@ -44,13 +43,6 @@ class GaussianSampler(Sampler):
     @abstractmethod
     def clean_and_noise(self, reverse: Reverse, normal: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
         """``x0hat``, not clamped, and noise of the step's covariance; ``normal()`` is fresh N(0, I), like ``x_t``."""
-
-    @final
-    def clean(self, reverse: Reverse) -> Tensor:
-        """``x0hat`` of one evaluation, not clamped."""
-        timesteps = torch.full((len(reverse.x_t),), reverse.step.t, device=reverse.x_t.device)
-        x0, _ = reverse.denoiser.x0_and_noise(reverse.x_t.to(reverse.denoiser.dtype), timesteps, reverse.labels)
-        return x0.to(reverse.x_t)
 
     @final
     @override

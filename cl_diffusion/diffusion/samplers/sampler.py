@@ -126,11 +126,10 @@ class Sampler(ABC):
     @final
     def x0_and_noise(self, denoiser: Denoiser, x_t: Tensor, t: int, labels: Tensor | None) -> tuple[Tensor, Tensor]:
         """The denoiser's estimates at one timestep; where ``clip``, x0 clamped and the noise solved again to fit it."""
-        timesteps = torch.full((len(x_t),), t, device=x_t.device)
-        x0, noise = denoiser.x0_and_noise(x_t.to(denoiser.dtype), timesteps, labels)
-        x0, noise = x0.to(x_t), noise.to(x_t)
+        x0, noise = denoiser.estimates_at(x_t, t, labels)
         if not self.clip:
             return x0, noise
+        timesteps = torch.full((len(x_t),), t, device=x_t.device)
         x0, scales = x0.clamp(-1, 1), denoiser.schedule.scales(timesteps, like=x_t)
         return x0, (x_t - scales.signal * x0) / scales.noise
 
