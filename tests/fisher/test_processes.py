@@ -7,6 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+
+# Its default arguments hold the process group that there is when it is first imported, and torch.func imports it: were
+# that after init_process_group, the group's threads would outlive its destruction and now and then abort the exit.
+import torch.distributed.nn.functional  # noqa: F401
 import torch.multiprocessing as mp
 from torch import Tensor
 
