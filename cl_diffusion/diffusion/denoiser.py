@@ -24,25 +24,34 @@ class Denoiser(nn.Module):
             forward), or any module called ``network(x_t, t, labels)``, where ``labels`` may be None.
         schedule: the noising process.
         prediction: what the network predicts: the noise, the clean image, or ``v``.
+        null_class: the label that stands for none, of a network that was trained with labels dropped; images without
+            labels are given it.
 
     Raises:
         ValueError: the prediction is unknown.
     """
 
-    def __init__(self, network: nn.Module, schedule: NoiseSchedule, prediction: Prediction = "epsilon") -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        schedule: NoiseSchedule,
+        prediction: Prediction = "epsilon",
+        null_class: int | None = None,
+    ) -> None:
         super().__init__()
         if prediction not in get_args(Prediction):
             raise unknown_prediction(prediction)
         self.network = network
         self.schedule = schedule
         self.prediction: Prediction = prediction
+        self.null_class = null_class
         self._is_diffusers_model = is_diffusers_model(network)
 
     @property
     def num_classes(self) -> int | None:
-        """How many classes the network declares to embed; None: it takes no labels, or does not say."""
+        """How many classes the network declares to embed, the null class apart; None: it does not say."""
         classes = declared_classes(self.network)
-        return None if classes is None else classes[1]
+        return None if classes is None else classes[1] - (self.null_class is not None)
 
     @property
     def takes_labels(self) -> bool:
@@ -67,8 +76,10 @@ class Denoiser(nn.Module):
         Labels are dropped where the network takes none.
 
         Raises:
-            ValueError: a class-conditional diffusers model is given no labels.
+            ValueError: a class-conditional diffusers model is given no labels, and was not trained without.
         """
+        if labels is None and self.null_class is not None:
+            labels = torch.full_like(t, self.null_class)
         if not self._is_diffusers_model:
             return self.network(x_t, t, labels)  # type: ignore[no-any-return]
         if not self.takes_labels:
@@ -84,9 +95,9 @@ class Denoiser(nn.Module):
         output = self(x_t, t, labels)
         return x0_and_noise(self.prediction, output, x_t, self.schedule.scales(t, like=x_t))
 
-    def estimates_at(self, x_t: Tensor, t: int, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """``x0_and_noise`` at one timestep for all: in the network's precision, returned in that of ``x_t``."""
-        timesteps = torch.full((len(x_t),), t, device=x_t.device)
+    def estimates_at(self, x_t: Tensor, t: int | Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """``x0_and_noise``, at one timestep for all or ``(B,)``: in the network's precision, returned in ``x_t``'s."""
+        timesteps = torch.full((len(x_t),), t, device=x_t.device) if isinstance(t, int) else t
         x0, noise = self.x0_and_noise(x_t.to(self.dtype), timesteps, labels)
         return x0.to(x_t), noise.to(x_t)
 
@@ -103,7 +114,7 @@ class Denoiser(nn.Module):
             ValueError: the network embeds fewer classes, fails on the shape, or returns another one.
         """
         if self.takes_labels:
-            check_classes(self.network, num_classes)
+            check_classes(self.network, num_classes, null_class=self.null_class is not None)
         image = torch.zeros(1, *image_shape, device=self.device, dtype=self.dtype)
         t = torch.zeros(1, device=self.device, dtype=torch.int64)
         accelerators = [self.device] if self.device.type == "cuda" else []

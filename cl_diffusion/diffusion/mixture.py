@@ -80,7 +80,7 @@ class GaussianMixture:
         q, clean = posterior(schedule, s, t), self.clean_given_noisy(x_t, schedule.alpha_bar_at(t))
         eye = torch.eye(self.means.shape[1], dtype=self.means.dtype, device=self.means.device)
         return Components(
-            clean.weights, q.mean(clean.means, x_t[:, None, :]), q.c0**2 * clean.covariances + q.beta_tilde * eye
+            clean.weights, q.mean(clean.means, x_t[:, None, :]), q.c0**2 * clean.covariances + q.variance * eye
         )
 
 

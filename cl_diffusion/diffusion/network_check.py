@@ -7,16 +7,17 @@ from torch import Tensor, nn
 from cl_diffusion.diffusion.network import declared, declared_classes, declared_halvings
 
 
-def check_classes(network: nn.Module, num_classes: int) -> None:
-    """Raise ValueError where there are no classes, or more than the network declares to embed."""
+def check_classes(network: nn.Module, num_classes: int, null_class: bool = False) -> None:
+    """Raise ValueError where there are no classes, or more (and one that stands for none) than the network embeds."""
     if num_classes < 1:
         raise ValueError(f"num_classes={num_classes}: expected at least 1, the number of classes over all tasks.")
     classes = declared_classes(network)
-    if classes is not None and num_classes > classes[1]:
+    needed = num_classes + null_class
+    if classes is not None and needed > classes[1]:
         name, embedded = classes
         raise ValueError(
-            f"num_classes={num_classes}, but the network embeds only {embedded}: "
-            f"build {type(network).__name__} with {name}={num_classes} or more."
+            f"num_classes={num_classes}{', and one for dropped labels' * null_class}, but the network embeds only "
+            f"{embedded}: build {type(network).__name__} with {name}={needed} or more."
         )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cl_diffusion.diffusion.denoiser import Denoiser
+from cl_diffusion.diffusion.schedule import NoiseSchedule
 
 Product = Literal["vjp", "jvp", "symmetric", "differences"]
 
@@ -35,7 +36,7 @@ class Tweedie:
     Args:
         denoiser: in the mode it is in; dropout would make it another function each time.
         x_t: ``(B, C, H, W)``.
-        t: one timestep for all.
+        t: one timestep for all, or int64 ``(B,)``.
         labels: int64 ``(B,)`` or None.
         product: how ``J`` is multiplied.
         radius: of central differences, relative to a vector of norm one.
@@ -49,7 +50,7 @@ class Tweedie:
         self,
         denoiser: Denoiser,
         x_t: Tensor,
-        t: int,
+        t: int | Tensor,
         labels: Tensor | None = None,
         product: Product = "vjp",
         radius: float = 1e-2,
@@ -59,8 +60,7 @@ class Tweedie:
         self.denoiser, self.t, self.product, self.radius = denoiser, t, product, radius
         self.evaluations = 0
         """Network evaluations so far: forwards, and each product as the backwards or forwards that it takes."""
-        abar = denoiser.schedule.alpha_bar_at(t)
-        self._factor: float = (1 - abar) / math.sqrt(abar)
+        self._factor = _factor(denoiser.schedule, t, x_t)
         with _differentiable(second_order=product in ("jvp", "symmetric")):
             self._x_t = x_t.detach().clone().requires_grad_(product != "differences")
             self._labels = None if labels is None else labels.clone()
@@ -111,6 +111,15 @@ class Tweedie:
             change: Tensor = self._x0(self._x_t + move) - self._x0(self._x_t - move)
             product: Tensor = change * (norm / (2 * self.radius))
             return product
+
+
+def _factor(schedule: NoiseSchedule, t: int | Tensor, x_t: Tensor) -> float | Tensor:
+    """``(1 - abar_t) / sqrt(abar_t)``."""
+    if isinstance(t, int):
+        abar = schedule.alpha_bar_at(t)
+        return (1 - abar) / math.sqrt(abar)
+    scales = schedule.scales(t, like=x_t)
+    return scales.noise.square() / scales.signal
 
 
 def product_evaluations(product: Product, count: int) -> int:

@@ -20,8 +20,8 @@ Covariance = Callable[[Posterior, Tensor], Tensor]
 
 
 def full(q: Posterior, clean: Tensor) -> Tensor:
-    """``Sigma = beta_tilde I + c0^2 C``."""
-    return q.beta_tilde * _eye(clean) + q.c0**2 * clean
+    """``Sigma = variance I + c0^2 C``."""
+    return q.variance * _eye(clean) + q.c0**2 * clean
 
 
 def diagonal(q: Posterior, clean: Tensor) -> Tensor:
@@ -120,9 +120,9 @@ def lanczos_path_kl(
     for s, t in pairwise(range(schedule.num_steps)):
         abar, q = schedule.alpha_bar_at(t), posterior(schedule, s, t)
         clean = torch.linalg.inv(torch.linalg.inv(covariance) + abar / (1 - abar) * eye)
-        sigma = q.beta_tilde * eye + q.c0**2 * clean
+        sigma = q.variance * eye + q.c0**2 * clean
         start = z.clone().requires_grad_()
-        x = square_root(lambda v, sigma=sigma: v @ sigma, start, lanczos_steps, floor=q.beta_tilde).product  # type: ignore[misc]
+        x = square_root(lambda v, sigma=sigma: v @ sigma, start, lanczos_steps, floor=q.variance).product  # type: ignore[misc]
         rows = [torch.autograd.grad(x[:, i].sum(), start, retain_graph=True)[0] for i in range(size)]
         log_volume = torch.linalg.slogdet(torch.stack(rows, dim=1))[1]
         x = x.detach()

@@ -13,9 +13,10 @@ from torchmetrics import MeanMetric
 from typing_extensions import override
 
 from cl_diffusion.diffusion import Denoiser, DenoisingLoss, DrawnBatch, NoiseSchedule, Prediction, Reduction
+from cl_diffusion.diffusion.network import declared_classes
 from cl_diffusion.diffusion.samplers import DDIMSampler, Sampler
 from cl_diffusion.fisher import OutputLoss, SquaredError
-from cl_diffusion.keys import KeyedBatch, derive_keys
+from cl_diffusion.keys import KeyedBatch, derive_keys, keyed_uniform
 from cl_diffusion.plain_hyperparameters import PlainHyperparameters
 from cl_diffusion.stream import ReplayBatch
 
@@ -41,6 +42,11 @@ class DDPM(PlainHyperparameters, LightningModule):
         sampler: draws the images of ``sample``; by default 50 DDIM steps.
         image_shape: ``(channels, height, width)``; taken from the data module where there is one.
         reduction: of the squared error over elements: ``"mean"``, or ``"half_sum"``; see ``DenoisingLoss``.
+        label_dropout: share of the samples that are drawn without their label, for classifier-free guidance (Ho &
+            Salimans 2022, 2207.12598); the network's last class then stands for none, and is one more than there are.
+
+    Raises:
+        ValueError: ``label_dropout`` is not in [0, 1), or the network does not say how many classes it embeds.
     """
 
     def __init__(
@@ -53,10 +59,13 @@ class DDPM(PlainHyperparameters, LightningModule):
         sampler: Sampler | None = None,
         image_shape: tuple[int, int, int] | None = None,
         reduction: Reduction = "mean",
+        label_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)
-        self.denoiser = Denoiser(network, schedule or NoiseSchedule.linear(), prediction)
+        null_class = _null_class(network, label_dropout)
+        self.denoiser = Denoiser(network, schedule or NoiseSchedule.linear(), prediction, null_class)
+        self.label_dropout = label_dropout
         self.loss = DenoisingLoss(reduction=reduction)
         self.sampler = sampler or DDIMSampler(steps=50)
         self.image_shape = image_shape
@@ -74,7 +83,8 @@ class DDPM(PlainHyperparameters, LightningModule):
     @property
     def loss_identity(self) -> Mapping[str, str]:
         """What the per-sample loss is, for the provenance of operators estimated from it."""
-        return {**self.loss.describe(self.denoiser.schedule), "prediction": self.denoiser.prediction}
+        dropout = {"label_dropout": str(self.label_dropout)} if self.label_dropout else {}
+        return {**self.loss.describe(self.denoiser.schedule), "prediction": self.denoiser.prediction, **dropout}
 
     @property
     def output_loss(self) -> OutputLoss:
@@ -88,6 +98,8 @@ class DDPM(PlainHyperparameters, LightningModule):
     def draw(self, batch: Any, keys: Tensor | None = None) -> DrawnBatch:
         """The batch with its timesteps and noise; a function of ``keys`` (one 64-bit integer a sample) where given."""
         images, labels = batch if isinstance(batch, (tuple, list)) else (batch, None)
+        if labels is not None and self.label_dropout:
+            labels = self._some_dropped(labels, keys)
         return self.loss.draw(self.denoiser.schedule, images, labels, keys)
 
     def per_sample_loss(self, batch: Any) -> Tensor:
@@ -199,6 +211,13 @@ class DDPM(PlainHyperparameters, LightningModule):
         self._batches = checkpoint.get("batches", 0)
         _check_same_architecture(dict(self.state_dict()), checkpoint["state_dict"])
 
+    def _some_dropped(self, labels: Tensor, keys: Tensor | None) -> Tensor:
+        assert self.denoiser.null_class is not None
+        uniform = (
+            torch.rand(labels.shape, device=labels.device) if keys is None else keyed_uniform(keys).to(labels.device)
+        )
+        return labels.where(uniform >= self.label_dropout, self.denoiser.null_class)
+
     def _add_task_loss(self, batch: Any, task: int) -> None:
         if not isinstance(batch, KeyedBatch):
             raise TypeError(
@@ -223,6 +242,20 @@ def together(batch: ReplayBatch) -> Any:
     if isinstance(batch.current, Tensor):
         return torch.cat([batch.current, batch.replay])
     return tuple(torch.cat(parts) for parts in zip(batch.current, batch.replay, strict=True))
+
+
+def _null_class(network: nn.Module, label_dropout: float) -> int | None:
+    if not 0 <= label_dropout < 1:
+        raise ValueError(f"label_dropout={label_dropout!r}; expected a share of the samples, in [0, 1)")
+    if label_dropout == 0:
+        return None
+    classes = declared_classes(network)
+    if classes is None:
+        raise ValueError(
+            f"label_dropout={label_dropout}, but {type(network).__name__} does not say how many classes it embeds, so "
+            "that none can stand for a dropped label; use a network with num_class_embeds, one more than the classes"
+        )
+    return classes[1] - 1
 
 
 def _check_same_architecture(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cl_diffusion.diffusion import Denoiser, NoiseSchedule
 from cl_diffusion.diffusion.posterior import posterior
 from cl_diffusion.diffusion.samplers import AncestralSampler, LanczosGaussianSampler
-from cl_diffusion.diffusion.samplers.gaussian import Reverse
+from cl_diffusion.diffusion.samplers.gaussian import GaussianSampler, Reverse
 from cl_diffusion.diffusion.samplers.sampler import Step
 from tests.diffusion.mixtures import SCHEDULE, exact, mixture
 from tests.diffusion.networks import Wave, gaussian_denoiser, tiny_unet
@@ -28,6 +28,11 @@ def reverse(denoiser: Denoiser, x_t: Tensor, s: int, t: int, largest: float = ma
     return Reverse(denoiser, x_t, None, Step(s, t), posterior(denoiser.schedule, s, t), largest)
 
 
+def clean_and_noise(sampler: GaussianSampler, at: Reverse, z: Tensor) -> tuple[Tensor, Tensor]:
+    covariance = sampler.covariance(at, lambda: z)
+    return covariance.x0, covariance.noise(lambda: z)
+
+
 @pytest.mark.parametrize("product", ["vjp", "jvp", "symmetric", "differences"])
 @pytest.mark.parametrize(("s", "t"), [(0, 1), (10, 30), (38, 39)])
 def test_with_as_many_products_as_dimensions_the_noise_is_the_root_of_the_covariance(
@@ -35,7 +40,7 @@ def test_with_as_many_products_as_dimensions_the_noise_is_the_root_of_the_covari
 ) -> None:
     data, x_t, z = mixture(6), normal(5, *SHAPE, seed=1), normal(5, *SHAPE, seed=2)
     sampler = LanczosGaussianSampler(lanczos_steps=6, product=product)
-    x0, noise = sampler.clean_and_noise(reverse(exact(data), x_t, s, t), lambda: z)
+    x0, noise = clean_and_noise(sampler, reverse(exact(data), x_t, s, t), z)
     known = data.reverse(x_t.flatten(1), SCHEDULE, s, t).covariance
     values, vectors = torch.linalg.eigh(known)
     root = vectors * values.sqrt()[:, None, :] @ vectors.mT
@@ -46,12 +51,11 @@ def test_with_as_many_products_as_dimensions_the_noise_is_the_root_of_the_covari
 
 def test_more_products_come_closer() -> None:
     data, x_t, z = mixture(6), normal(50, *SHAPE, seed=1), normal(50, *SHAPE, seed=2)
-    whole = LanczosGaussianSampler(lanczos_steps=6).clean_and_noise(reverse(exact(data), x_t, 5, 20), lambda: z)[1]
+    whole = clean_and_noise(LanczosGaussianSampler(lanczos_steps=6), reverse(exact(data), x_t, 5, 20), z)[1]
     errors = [
         float(
             (
-                LanczosGaussianSampler(lanczos_steps=k).clean_and_noise(reverse(exact(data), x_t, 5, 20), lambda: z)[1]
-                - whole
+                clean_and_noise(LanczosGaussianSampler(lanczos_steps=k), reverse(exact(data), x_t, 5, 20), z)[1] - whole
             ).norm()
         )
         for k in (1, 2, 3, 4)
@@ -63,9 +67,9 @@ def test_more_products_come_closer() -> None:
 def test_each_image_of_a_batch_is_on_its_own() -> None:
     sampler, denoiser = LanczosGaussianSampler(lanczos_steps=3), exact(mixture(6))
     x_t, z = normal(4, *SHAPE, seed=1), normal(4, *SHAPE, seed=2)
-    _, together = sampler.clean_and_noise(reverse(denoiser, x_t, 5, 20), lambda: z)
+    _, together = clean_and_noise(sampler, reverse(denoiser, x_t, 5, 20), z)
     for i in range(4):
-        _, alone = sampler.clean_and_noise(reverse(denoiser, x_t[i : i + 1], 5, 20), lambda i=i: z[i : i + 1])
+        _, alone = clean_and_noise(sampler, reverse(denoiser, x_t[i : i + 1], 5, 20), z[i : i + 1])
         torch.testing.assert_close(together[i : i + 1], alone)
 
 
@@ -110,10 +114,10 @@ def test_eigenvalues_are_raised_to_what_they_must_be_and_capped_where_asked() ->
     denoiser, x_t, z = Denoiser(Clamping(), SCHEDULE, "x0"), normal(4, *SHAPE, seed=1), normal(4, *SHAPE, seed=2)
     q = posterior(SCHEDULE, 5, 20)
     sampler = LanczosGaussianSampler(lanczos_steps=6, report=True)
-    _, noise = sampler.clean_and_noise(reverse(denoiser, x_t, 5, 20), lambda: z)
-    torch.testing.assert_close(noise, q.beta_tilde**0.5 * z)
-    assert sampler.reports[-1].smallest < 0 < sampler.reports[-1].beta_tilde
-    _, capped = sampler.clean_and_noise(reverse(denoiser, x_t, 5, 20, largest=0.01), lambda: z)
+    _, noise = clean_and_noise(sampler, reverse(denoiser, x_t, 5, 20), z)
+    torch.testing.assert_close(noise, q.variance**0.5 * z)
+    assert sampler.reports[-1].smallest < 0 < sampler.reports[-1].floor
+    _, capped = clean_and_noise(sampler, reverse(denoiser, x_t, 5, 20, largest=0.01), z)
     torch.testing.assert_close(capped, 0.01 * z)
 
 
@@ -155,7 +159,7 @@ def test_asymmetry_is_reported_and_taken_out() -> None:
     for skew in (0.0, 0.02):
         for symmetrize in (False, True):
             sampler = LanczosGaussianSampler(lanczos_steps=6, symmetrize=symmetrize, report=True)
-            _, noise = sampler.clean_and_noise(reverse(Denoiser(Skew(skew), SCHEDULE, "x0"), x_t, 5, 20), lambda: z)
+            _, noise = clean_and_noise(sampler, reverse(Denoiser(Skew(skew), SCHEDULE, "x0"), x_t, 5, 20), z)
             seen[skew, symmetrize] = sampler.reports[-1].asymmetry, noise
     assert seen[0.0, False][0] < 1e-10
     assert seen[0.02, False][0] > 1e-3
@@ -165,7 +169,7 @@ def test_asymmetry_is_reported_and_taken_out() -> None:
     errors = {}
     for symmetrize in (False, True):
         sampler = LanczosGaussianSampler(lanczos_steps=4, symmetrize=symmetrize)
-        _, noise = sampler.clean_and_noise(reverse(Denoiser(Skew(0.02), SCHEDULE, "x0"), x_t, 5, 20), lambda: z)
+        _, noise = clean_and_noise(sampler, reverse(Denoiser(Skew(0.02), SCHEDULE, "x0"), x_t, 5, 20), z)
         errors[symmetrize] = float((noise - seen[0.0, True][1]).norm())
     assert errors[True] < 0.5 * errors[False]
 

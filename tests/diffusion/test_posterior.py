@@ -22,7 +22,7 @@ def test_the_posterior_is_the_gaussian_conditional_of_the_joint(pair: list[int])
     q = posterior(SCHEDULE, s, t)
     assert q.c1 == pytest.approx(gain, rel=1e-12)
     assert q.c0 == pytest.approx(a_s**0.5 - gain * a_t**0.5, rel=1e-9)
-    assert q.beta_tilde == pytest.approx((1 - a_s) - gain * (a_t / a_s) ** 0.5 * (1 - a_s), rel=1e-9, abs=1e-15)
+    assert q.variance == pytest.approx((1 - a_s) - gain * (a_t / a_s) ** 0.5 * (1 - a_s), rel=1e-9, abs=1e-15)
 
 
 @given(TRIPLES)
@@ -32,15 +32,15 @@ def test_two_steps_compose_to_one(triple: list[int]) -> None:
     first, second, whole = posterior(SCHEDULE, s, t), posterior(SCHEDULE, r, s), posterior(SCHEDULE, r, t)
     assert second.c1 * first.c1 == pytest.approx(whole.c1, rel=1e-9, abs=1e-15)
     assert second.c0 + second.c1 * first.c0 == pytest.approx(whole.c0, rel=1e-9)
-    variance = second.beta_tilde + second.c1**2 * first.beta_tilde
-    assert variance == pytest.approx(whole.beta_tilde, rel=1e-9, abs=1e-15)
+    variance = second.variance + second.c1**2 * first.variance
+    assert variance == pytest.approx(whole.variance, rel=1e-9, abs=1e-15)
     assert (1 - first.beta) * (1 - second.beta) == pytest.approx(1 - whole.beta, rel=1e-12)
 
 
 def test_the_last_step_returns_the_clean_image() -> None:
     q = posterior(SCHEDULE, -1, 0)
     x0, x_t = torch.randn(2, 1, 3, 3).unbind(0)
-    assert (q.c1, q.beta_tilde) == (0.0, 0.0)
+    assert (q.c1, q.variance) == (0.0, 0.0)
     assert q.mean(x0, x_t).equal(x0)
 
 

@@ -62,7 +62,7 @@ def test_three_forms_of_the_covariance_of_a_step_agree(s: int, t: int) -> None:
 
     jacobian = torch.autograd.functional.jacobian(noise, x_t.flatten())
     forms = [
-        q.beta_tilde * eye + q.c0**2 * dense(Tweedie(denoiser, x_t, t), 1)[0],
+        q.variance * eye + q.c0**2 * dense(Tweedie(denoiser, x_t, t), 1)[0],
         q.beta / alpha * (eye - q.beta / (1 - abar) ** 0.5 * jacobian),
         q.beta / alpha**0.5 * torch.autograd.functional.jacobian(mean, x_t.flatten()),
         data.reverse(x_t.flatten(1), SCHEDULE, s, t).covariance[0],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from cl_diffusion.diffusion.denoiser import Denoiser
-from cl_diffusion.diffusion.samplers.gaussian import GaussianSampler, Reverse, checked_clip_pixel
+from cl_diffusion.diffusion.samplers.gaussian import Covariance, Elementwise, GaussianSampler, Normal, Reverse
 from cl_diffusion.diffusion.samplers.trajectory import Spacing, Steps
 from cl_diffusion.evaluation_mode import evaluation_mode
 
@@ -78,7 +78,7 @@ class NoiseStatistics:
 
 
 class AnalyticSampler(GaussianSampler):
-    """``noise = sigma_t z``, ``sigma_t^2 = beta_tilde + c0^2 (1 - abar) / abar (1 - Gamma_t)`` (2201.06503, theorem 1).
+    """``noise = sigma_t z``, ``sigma_t^2 = variance + c0^2 (1 - abar) / abar (1 - Gamma_t)`` (2201.06503, theorem 1).
 
     The best variance of one number a timestep. ``Cov[x0 | x_t]`` is taken for between 0 and 1, as images in [-1, 1]
     have it (theorem 2).
@@ -89,9 +89,11 @@ class AnalyticSampler(GaussianSampler):
         clip: clamp the estimate of the clean image to [-1, 1] in each step.
         clip_pixel: see ``GaussianSampler``.
         spacing: of the steps, ``"even"`` or ``"quadratic"``.
+        eta: see ``GaussianSampler``.
 
     Raises:
-        ValueError: ``clip_pixel`` is not positive; in sampling: a timestep that has no statistics.
+        ValueError: ``clip_pixel`` is not positive, or ``eta`` not in [0, 1]; in
+            sampling: a timestep without statistics.
     """
 
     def __init__(
@@ -101,15 +103,13 @@ class AnalyticSampler(GaussianSampler):
         clip: bool = True,
         clip_pixel: float | None = 2.0,
         spacing: Spacing = "even",
+        eta: float = 1.0,
     ) -> None:
+        super().__init__(steps, clip, spacing, clip_pixel, eta)
         self.statistics = NoiseStatistics.load(statistics) if isinstance(statistics, str) else statistics
-        self.steps = steps
-        self.clip = clip
-        self.clip_pixel = checked_clip_pixel(clip_pixel)
-        self.spacing: Spacing = spacing
 
     @override
-    def clean_and_noise(self, reverse: Reverse, normal: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
+    def covariance(self, reverse: Reverse, normal: Normal) -> Covariance:
         t, q, gamma = reverse.step.t, reverse.posterior, self.statistics.gamma
         if t >= len(gamma) or math.isnan(float(gamma[t])):
             known = (~gamma.isnan()).nonzero().flatten().tolist()
@@ -119,6 +119,5 @@ class AnalyticSampler(GaussianSampler):
             )
         abar = reverse.denoiser.schedule.alpha_bar_at(t)
         clean = min(max((1 - abar) / abar * (1 - float(gamma[t])), 0.0), 1.0)
-        deviation = math.sqrt(q.beta_tilde + q.c0**2 * clean)
-        x0, _ = reverse.denoiser.estimates_at(reverse.x_t, reverse.step.t, reverse.labels)
-        return x0, min(deviation, reverse.largest) * normal()
+        x0, _ = reverse.denoiser.estimates_at(reverse.x_t, t, reverse.labels)
+        return Elementwise(x0, q.variance + q.c0**2 * clean, reverse.largest)

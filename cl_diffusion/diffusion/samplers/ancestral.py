@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from typing import Literal, get_args
 
-from torch import Tensor
 from typing_extensions import override
 
-from cl_diffusion.diffusion.samplers.gaussian import GaussianSampler, Reverse, checked_clip_pixel
+from cl_diffusion.diffusion.samplers.gaussian import Covariance, Elementwise, GaussianSampler, Normal, Reverse
 from cl_diffusion.diffusion.samplers.trajectory import Spacing, Steps
 
 Variance = Literal["small", "large"]
@@ -43,16 +40,12 @@ class AncestralSampler(GaussianSampler):
     ) -> None:
         if variance not in get_args(Variance):
             raise ValueError(f"variance={variance!r}: expected 'small' or 'large'.")
-        self.steps = steps
+        super().__init__(steps, clip, spacing, clip_pixel)
         self.variance = variance
-        self.clip = clip
-        self.spacing: Spacing = spacing
-        self.clip_pixel = checked_clip_pixel(clip_pixel)
 
     @override
-    def clean_and_noise(self, reverse: Reverse, normal: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
+    def covariance(self, reverse: Reverse, normal: Normal) -> Covariance:
         """Ho et al. 2020, algorithm 2, lines 3-4."""
         q = reverse.posterior
-        deviation = math.sqrt(q.beta_tilde if self.variance == "small" else q.beta)
         x0, _ = reverse.denoiser.estimates_at(reverse.x_t, reverse.step.t, reverse.labels)
-        return x0, min(deviation, reverse.largest) * normal()
+        return Elementwise(x0, q.variance if self.variance == "small" else q.beta, reverse.largest)

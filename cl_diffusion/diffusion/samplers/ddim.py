@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-
 from torch import Tensor
+from typing_extensions import override
 
-from cl_diffusion.diffusion.denoiser import Denoiser
-from cl_diffusion.diffusion.posterior import posterior
-from cl_diffusion.diffusion.samplers.sampler import Sampler, Step
+from cl_diffusion.diffusion.samplers.gaussian import Covariance, Elementwise, GaussianSampler, Normal, Reverse
 from cl_diffusion.diffusion.samplers.trajectory import Spacing, Steps
 
 
-class DDIMSampler(Sampler):
+class DDIMSampler(GaussianSampler):
     """``x_s = sqrt(abar_s) x0hat + sqrt(1 - abar_s - sigma^2) epshat + sigma z`` (Song et al. 2021, eq. 12).
 
     ``sigma = eta sqrt((1 - abar_s) / (1 - abar_t)) sqrt(1 - abar_t / abar_s)`` (eq. 16): 0 maps noise to images
-    deterministically, 1 is ancestral sampling with the small variance. Where x0hat was clipped, epshat is solved again
-    to fit it.
+    deterministically, 1 is ancestral sampling with the small variance. ``epshat`` is the noise that goes with x0hat,
+    so where x0hat was clipped it is solved again.
 
     Args:
         steps: number of steps, or the timesteps themselves; None: every timestep of the schedule.
@@ -31,19 +27,28 @@ class DDIMSampler(Sampler):
     """
 
     def __init__(self, steps: Steps = 50, eta: float = 0.0, clip: bool = True, spacing: Spacing = "even") -> None:
-        if not 0 <= eta <= 1:
-            raise ValueError(f"eta={eta}: expected a value in [0, 1], from deterministic to ancestral.")
-        self.steps = steps
-        self.eta = eta
-        self.clip = clip
-        self.spacing: Spacing = spacing
+        super().__init__(steps, clip, spacing, eta=eta)
 
-    def step(
-        self, denoiser: Denoiser, x_t: Tensor, labels: Tensor | None, step: Step, normal: Callable[[], Tensor]
-    ) -> Tensor:
-        """Song et al. 2021, eq. 12."""
-        x0, noise = self.x0_and_noise(denoiser, x_t, step.t, labels)
-        abar_s = denoiser.schedule.alpha_bar_at(step.s)
-        variance = self.eta**2 * posterior(denoiser.schedule, step.s, step.t).beta_tilde
-        x_s = math.sqrt(abar_s) * x0 + math.sqrt(max(1 - abar_s - variance, 0.0)) * noise
-        return x_s if variance == 0 else x_s + math.sqrt(variance) * normal()
+    @override
+    def covariance(self, reverse: Reverse, normal: Normal) -> Covariance:
+        x0, _ = reverse.denoiser.estimates_at(reverse.x_t, reverse.step.t, reverse.labels)
+        return Elementwise(x0, reverse.posterior.variance) if self.eta else Deterministic(x0)
+
+
+class Deterministic(Covariance):
+    """No noise, and none drawn.
+
+    Args:
+        x0: the denoiser's estimate.
+    """
+
+    def __init__(self, x0: Tensor) -> None:
+        self.x0 = x0
+
+    @override
+    def noise(self, normal: Normal) -> Tensor:
+        return self.x0.new_zeros(())
+
+    @override
+    def product(self, v: Tensor) -> Tensor:
+        return v.new_zeros(())

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
-from torch import Tensor
 from typing_extensions import override
 
-from cl_diffusion.diffusion.samplers.gaussian import GaussianSampler, Reverse, checked_clip_pixel
+from cl_diffusion.diffusion.samplers.gaussian import Covariance, Elementwise, GaussianSampler, Normal, Reverse
 from cl_diffusion.diffusion.samplers.trajectory import Spacing, Steps
 from cl_diffusion.diffusion.schedule import NoiseSchedule
 from cl_diffusion.diffusion.tweedie import Product, Tweedie, product_evaluations
@@ -28,9 +25,10 @@ class HutchinsonSampler(GaussianSampler):
         clip_pixel: see ``GaussianSampler``.
         product: see ``Tweedie``.
         spacing: of the steps, ``"even"`` or ``"quadratic"``.
+        eta: see ``GaussianSampler``.
 
     Raises:
-        ValueError: ``probes`` or ``clip_pixel`` is not positive.
+        ValueError: ``probes`` or ``clip_pixel`` is not positive, or ``eta`` not in [0, 1].
     """
 
     def __init__(
@@ -41,26 +39,24 @@ class HutchinsonSampler(GaussianSampler):
         clip_pixel: float | None = None,
         product: Product = "vjp",
         spacing: Spacing = "even",
+        eta: float = 1.0,
     ) -> None:
         if probes < 1:
             raise ValueError(f"probes={probes!r}; expected at least 1 product a step")
-        self.steps = steps
+        super().__init__(steps, clip, spacing, clip_pixel, eta)
         self.probes = probes
-        self.clip = clip
-        self.clip_pixel = checked_clip_pixel(clip_pixel)
         self.product: Product = product
-        self.spacing: Spacing = spacing
 
     @override
-    def clean_and_noise(self, reverse: Reverse, normal: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
+    def covariance(self, reverse: Reverse, normal: Normal) -> Covariance:
         q = reverse.posterior
         tweedie = Tweedie(reverse.denoiser, reverse.x_t, reverse.step.t, reverse.labels, self.product)
         total = torch.zeros_like(reverse.x_t)
         for _ in range(self.probes):
             signs = normal().sign()
             total += signs * tweedie.covariance(signs)
-        variance = q.beta_tilde + q.c0**2 * (total / self.probes).clamp(min=0.0)
-        return tweedie.x0, variance.sqrt().clamp(max=reverse.largest) * normal()
+        variance = q.variance + q.c0**2 * (total / self.probes).clamp(min=0.0)
+        return Elementwise(tweedie.x0, variance, reverse.largest)
 
     @override
     def evaluations(self, schedule: NoiseSchedule) -> int:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 from typing_extensions import override
 
-from cl_diffusion.diffusion.samplers.gaussian import GaussianSampler, Reverse, checked_clip_pixel
+from cl_diffusion.diffusion.samplers.gaussian import Covariance, GaussianSampler, Normal, Reverse
 from cl_diffusion.diffusion.samplers.trajectory import Spacing, Steps
 from cl_diffusion.diffusion.schedule import NoiseSchedule
 from cl_diffusion.diffusion.tweedie import Product, Tweedie, product_evaluations
@@ -19,13 +19,13 @@ class StepReport(NamedTuple):
     """What a step's covariance was seen to be.
 
     ``asymmetry``: of the denoiser's Jacobian in the Krylov space, mean over images (see ``square_root``).
-    ``smallest``: the least eigenvalue seen of any image, before it is raised to ``beta_tilde``. ``exhausted``: the
+    ``smallest``: the least eigenvalue seen of any image, before it is raised to ``floor``. ``exhausted``: the
     share of images whose Krylov space ended early, so that the root is exact. ``evaluations``: of the network.
     """
 
     t: int
     s: int
-    beta_tilde: float
+    floor: float
     evaluations: int
     asymmetry: float
     smallest: float
@@ -33,11 +33,11 @@ class StepReport(NamedTuple):
 
 
 class LanczosGaussianSampler(GaussianSampler):
-    """``noise = sqrt(Sigma) z`` with ``Sigma = beta_tilde I + c0^2 Cov[x0 | x_t]``, by Lanczos on products with it.
+    """``noise = sqrt(Sigma) z`` with ``Sigma = variance I + c0^2 Cov[x0 | x_t]``, by Lanczos on products with it.
 
     The covariance is the denoiser's own (``Tweedie``), so nothing is trained and nothing estimated on data: after
     another task it is the new denoiser's (cf. 2605.22723). A step takes one forward and ``lanczos_steps`` products,
-    about a forward each; the last step takes the forward alone. ``Sigma``'s eigenvalues are at least ``beta_tilde``
+    about a forward each; the last step takes the forward alone. ``Sigma``'s eigenvalues are at least ``variance``
     where the denoiser is exact, and are raised to it where it is not.
 
     Args:
@@ -48,10 +48,11 @@ class LanczosGaussianSampler(GaussianSampler):
         clip_pixel: see ``GaussianSampler``.
         product: how to multiply where not ``symmetrize``; see ``Tweedie``.
         spacing: of the steps, ``"even"`` or ``"quadratic"``.
+        eta: see ``GaussianSampler``.
         report: keep a ``StepReport`` of each step of the last chain, in ``reports``.
 
     Raises:
-        ValueError: ``lanczos_steps`` or ``clip_pixel`` is not positive.
+        ValueError: ``lanczos_steps`` or ``clip_pixel`` is not positive, or ``eta`` not in [0, 1].
     """
 
     def __init__(
@@ -64,36 +65,65 @@ class LanczosGaussianSampler(GaussianSampler):
         product: Product = "vjp",
         spacing: Spacing = "even",
         report: bool = False,
+        eta: float = 1.0,
     ) -> None:
         if lanczos_steps < 1:
             raise ValueError(f"lanczos_steps={lanczos_steps!r}; expected at least 1 product a step")
-        self.steps = steps
-        self.spacing: Spacing = spacing
+        super().__init__(steps, clip, spacing, clip_pixel, eta)
         self.lanczos_steps = lanczos_steps
         self.product: Product = "symmetric" if symmetrize else product
-        self.clip = clip
-        self.clip_pixel = checked_clip_pixel(clip_pixel)
         self.report = report
         self.reports: list[StepReport] = []
 
     @override
-    def clean_and_noise(self, reverse: Reverse, normal: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
-        q, z = reverse.posterior, normal()
+    def covariance(self, reverse: Reverse, normal: Normal) -> Covariance:
         tweedie = Tweedie(reverse.denoiser, reverse.x_t, reverse.step.t, reverse.labels, self.product)
-
-        def product(v: Tensor) -> Tensor:
-            return q.beta_tilde * v + q.c0**2 * tweedie.covariance(v.reshape(z.shape)).flatten(1)
-
-        bounds = {"floor": min(q.beta_tilde, reverse.largest**2), "ceiling": reverse.largest**2}
-        root = square_root(product, z.flatten(1), self.lanczos_steps, **bounds)
-        if self.report:
-            if self.reports and self.reports[-1].t <= reverse.step.t:
-                self.reports = []  # another chain
-            figures = (float(root.asymmetry.mean()), float(root.smallest.min()), float(root.exhausted.double().mean()))
-            self.reports.append(StepReport(reverse.step.t, reverse.step.s, q.beta_tilde, tweedie.evaluations, *figures))
-        return tweedie.x0, root.product.reshape(z.shape)
+        return KrylovCovariance(tweedie, reverse, self.lanczos_steps, self._keep if self.report else None)
 
     @override
     def evaluations(self, schedule: NoiseSchedule) -> int:
         steps = len(self.timesteps(schedule))
         return steps + (steps - 1) * product_evaluations(self.product, self.lanczos_steps)
+
+    def _keep(self, report: StepReport) -> None:
+        if self.reports and self.reports[-1].t <= report.t:
+            self.reports = []  # another chain
+        self.reports.append(report)
+
+
+class KrylovCovariance(Covariance):
+    """``Sigma`` as products, and its root in a Krylov space.
+
+    Args:
+        tweedie: of the denoiser at ``x_t``.
+        reverse: the step.
+        lanczos_steps: dimensions of the space.
+        keep: is given the report.
+    """
+
+    def __init__(
+        self, tweedie: Tweedie, reverse: Reverse, lanczos_steps: int, keep: Callable[[StepReport], None] | None
+    ) -> None:
+        self.x0 = tweedie.x0
+        self._tweedie, self._reverse, self._lanczos_steps, self._keep = tweedie, reverse, lanczos_steps, keep
+
+    @override
+    def noise(self, normal: Normal) -> Tensor:
+        z, variance, largest = normal(), self._reverse.posterior.variance, self._reverse.largest**2
+        root = square_root(
+            lambda v: self.product(v.reshape(z.shape)).flatten(1),
+            z.flatten(1),
+            self._lanczos_steps,
+            floor=min(variance, largest),
+            ceiling=largest,
+        )
+        if self._keep is not None:
+            figures = (float(root.asymmetry.mean()), float(root.smallest.min()), float(root.exhausted.double().mean()))
+            step = self._reverse.step
+            self._keep(StepReport(step.t, step.s, variance, self._tweedie.evaluations, *figures))
+        return root.product.reshape(z.shape)
+
+    @override
+    def product(self, v: Tensor) -> Tensor:
+        q = self._reverse.posterior
+        return q.variance * v + q.c0**2 * self._tweedie.covariance(v)

@@ -123,16 +123,6 @@ class Sampler(ABC):
                 )
             yield step.s, x
 
-    @final
-    def x0_and_noise(self, denoiser: Denoiser, x_t: Tensor, t: int, labels: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The denoiser's estimates at one timestep; where ``clip``, x0 clamped and the noise solved again to fit it."""
-        x0, noise = denoiser.estimates_at(x_t, t, labels)
-        if not self.clip:
-            return x0, noise
-        timesteps = torch.full((len(x_t),), t, device=x_t.device)
-        x0, scales = x0.clamp(-1, 1), denoiser.schedule.scales(timesteps, like=x_t)
-        return x0, (x_t - scales.signal * x0) / scales.noise
-
 
 def _labels_and_count(denoiser: Denoiser, labels: Tensor | None, num_images: int | None) -> tuple[Tensor | None, int]:
     if labels is None:
