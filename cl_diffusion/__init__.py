@@ -9,9 +9,17 @@ from cl_diffusion.version import __version__
 
 if TYPE_CHECKING:
     from cl_diffusion.data import ReplayDataModule, TaskDataModule
-    from cl_diffusion.modules import DDPM, DistillationMixin, DistilledDDPM
+    from cl_diffusion.modules import DDPM, DistillationMixin, DistilledDDPM, VarianceHeadModule
 
-__all__ = ["DDPM", "DistillationMixin", "DistilledDDPM", "ReplayDataModule", "TaskDataModule", "__version__"]
+__all__ = [
+    "DDPM",
+    "DistillationMixin",
+    "DistilledDDPM",
+    "ReplayDataModule",
+    "TaskDataModule",
+    "VarianceHeadModule",
+    "__version__",
+]
 
 _HOMES = {
     "DDPM": "cl_diffusion.modules",
@@ -19,6 +27,7 @@ _HOMES = {
     "DistilledDDPM": "cl_diffusion.modules",
     "ReplayDataModule": "cl_diffusion.data",
     "TaskDataModule": "cl_diffusion.data",
+    "VarianceHeadModule": "cl_diffusion.modules",
 }
 
 

@@ -31,6 +31,9 @@ def test_the_command_of_a_configuration_parses(
         main([*words, "--print_config"])
     assert exit_.value.code == 0
     resolved = yaml.safe_load(capsys.readouterr().out)
+    if path.name == "variance_head.yaml":
+        assert resolved["model"]["class_path"] == "cl_diffusion.VarianceHeadModule"
+        return
     assert resolved["model"]["class_path"] in ("cl_diffusion.DDPM", "cl_diffusion.DistilledDDPM")
     assert resolved["trainer"]["callbacks"]
 

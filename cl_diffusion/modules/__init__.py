@@ -3,5 +3,6 @@
 from cl_diffusion.modules.ddpm import DDPM
 from cl_diffusion.modules.distillation import DistillationMixin
 from cl_diffusion.modules.distilled_ddpm import DistilledDDPM
+from cl_diffusion.modules.variance_head_module import VarianceHeadModule
 
-__all__ = ["DDPM", "DistillationMixin", "DistilledDDPM"]
+__all__ = ["DDPM", "DistillationMixin", "DistilledDDPM", "VarianceHeadModule"]

@@ -5,9 +5,11 @@ from __future__ import annotations
 from cl_diffusion.diffusion.samplers.analytic import AnalyticSampler, NoiseStatistics
 from cl_diffusion.diffusion.samplers.ancestral import AncestralSampler
 from cl_diffusion.diffusion.samplers.ddim import DDIMSampler
+from cl_diffusion.diffusion.samplers.gaussian import Covariance, GaussianSampler
 from cl_diffusion.diffusion.samplers.guidance import ClassifierFreeGuidance, ClassifierGuidance
 from cl_diffusion.diffusion.samplers.hutchinson import HutchinsonSampler
 from cl_diffusion.diffusion.samplers.lanczos import LanczosGaussianSampler
+from cl_diffusion.diffusion.samplers.learned_diagonal import LearnedDiagonalSampler
 from cl_diffusion.diffusion.samplers.sampler import Sampler
 
 __all__ = [
@@ -15,9 +17,12 @@ __all__ = [
     "AncestralSampler",
     "ClassifierFreeGuidance",
     "ClassifierGuidance",
+    "Covariance",
     "DDIMSampler",
+    "GaussianSampler",
     "HutchinsonSampler",
     "LanczosGaussianSampler",
+    "LearnedDiagonalSampler",
     "NoiseStatistics",
     "Sampler",
 ]
