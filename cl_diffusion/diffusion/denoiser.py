@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,16 @@ from cl_diffusion.diffusion.network_check import check_classes, check_output, fo
 from cl_diffusion.diffusion.prediction import Prediction, unknown_prediction, x0_and_noise
 from cl_diffusion.diffusion.schedule import NoiseSchedule
 from cl_diffusion.evaluation_mode import evaluation_mode
+
+
+class Output(NamedTuple):
+    """What a network returned: its prediction, ``(B, C, H, W)``, and where it has a variance, the fraction of that.
+
+    ``variance``: shaped likewise, about -1 for the least and 1 for the most that a step's can be; None: it has none.
+    """
+
+    prediction: Tensor
+    variance: Tensor | None
 
 
 class Denoiser(nn.Module):
@@ -26,6 +36,8 @@ class Denoiser(nn.Module):
         prediction: what the network predicts: the noise, the clean image, or ``v``.
         null_class: the label that stands for none, of a network that was trained with labels dropped; images without
             labels are given it.
+        learned_variance: the network returns twice the images' channels, of which the second half says the variance of
+            a reverse step (Nichol & Dhariwal 2021, 2102.09672, eq. 15).
 
     Raises:
         ValueError: the prediction is unknown.
@@ -37,6 +49,7 @@ class Denoiser(nn.Module):
         schedule: NoiseSchedule,
         prediction: Prediction = "epsilon",
         null_class: int | None = None,
+        learned_variance: bool = False,
     ) -> None:
         super().__init__()
         if prediction not in get_args(Prediction):
@@ -45,6 +58,7 @@ class Denoiser(nn.Module):
         self.schedule = schedule
         self.prediction: Prediction = prediction
         self.null_class = null_class
+        self.learned_variance = learned_variance
         self._is_diffusers_model = is_diffusers_model(network)
 
     @property
@@ -78,6 +92,17 @@ class Denoiser(nn.Module):
         Raises:
             ValueError: a class-conditional diffusers model is given no labels, and was not trained without.
         """
+        return self.output(x_t, t, labels).prediction
+
+    def output(self, x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Output:
+        """``forward``, and the variance where it is learned."""
+        raw = self._raw(x_t, t, labels)
+        if not self.learned_variance:
+            return Output(raw, None)
+        prediction, variance = raw.chunk(2, dim=1)
+        return Output(prediction, variance)
+
+    def _raw(self, x_t: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
         if labels is None and self.null_class is not None:
             labels = torch.full_like(t, self.null_class)
         if not self._is_diffusers_model:
@@ -120,7 +145,7 @@ class Denoiser(nn.Module):
         accelerators = [self.device] if self.device.type == "cuda" else []
         try:
             with evaluation_mode(self), torch.no_grad(), torch.random.fork_rng(accelerators):
-                output = self(image, t, torch.full_like(t, num_classes - 1))
+                output = self._raw(image, t, torch.full_like(t, num_classes - 1))
         except Exception as error:
             raise forward_error(self.network, image_shape, num_classes) from error
-        check_output(self.network, output, image_shape)
+        check_output(self.network, output, image_shape, self.learned_variance)

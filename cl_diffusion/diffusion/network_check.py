@@ -44,14 +44,19 @@ def forward_error(network: nn.Module, image_shape: tuple[int, int, int], num_cla
     )
 
 
-def check_output(network: nn.Module, output: object, image_shape: tuple[int, int, int]) -> None:
-    """Raise ValueError where the output is not one image of the input's shape."""
+def check_output(
+    network: nn.Module, output: object, image_shape: tuple[int, int, int], learned_variance: bool = False
+) -> None:
+    """Raise ValueError where the output is not shaped as the image, or with a variance, of twice its channels."""
     found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-    if found != (1, *image_shape):
+    channels, *size = image_shape
+    expected = (1, channels * (1 + learned_variance), *size)
+    if found != expected:
+        why = "the prediction and its variance, learned_variance=True," if learned_variance else "a prediction"
         raise ValueError(
             f"image_shape={image_shape}: {type(network).__name__} returned {found} for a batch of one, expected a "
-            f"tensor of shape {(1, *image_shape)}: a prediction has the shape of its image "
-            f"(diffusers models: out_channels={image_shape[0]})."
+            f"tensor of shape {expected}: {why} has the shape of its image (diffusers models: "
+            f"out_channels={expected[1]})."
         )
 
 

@@ -13,6 +13,7 @@ from torchmetrics import MeanMetric
 from typing_extensions import override
 
 from cl_diffusion.diffusion import Denoiser, DenoisingLoss, DrawnBatch, NoiseSchedule, Prediction, Reduction
+from cl_diffusion.diffusion.hybrid_loss import HybridLoss
 from cl_diffusion.diffusion.network import declared_classes
 from cl_diffusion.diffusion.samplers import DDIMSampler, Sampler
 from cl_diffusion.fisher import OutputLoss, SquaredError
@@ -44,6 +45,8 @@ class DDPM(PlainHyperparameters, LightningModule):
         reduction: of the squared error over elements: ``"mean"``, or ``"half_sum"``; see ``DenoisingLoss``.
         label_dropout: share of the samples that are drawn without their label, for classifier-free guidance (Ho &
             Salimans 2022, 2207.12598); the network's last class then stands for none, and is one more than there are.
+        learned_variance: the network returns twice the images' channels, the second half the variance of a reverse
+            step, learned by the hybrid loss (Nichol & Dhariwal 2021, 2102.09672), for ``LearnedVarianceSampler``.
 
     Raises:
         ValueError: ``label_dropout`` is not in [0, 1), or the network does not say how many classes it embeds.
@@ -60,13 +63,14 @@ class DDPM(PlainHyperparameters, LightningModule):
         image_shape: tuple[int, int, int] | None = None,
         reduction: Reduction = "mean",
         label_dropout: float = 0.0,
+        learned_variance: bool = False,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)
         null_class = _null_class(network, label_dropout)
-        self.denoiser = Denoiser(network, schedule or NoiseSchedule.linear(), prediction, null_class)
+        self.denoiser = Denoiser(network, schedule or NoiseSchedule.linear(), prediction, null_class, learned_variance)
         self.label_dropout = label_dropout
-        self.loss = DenoisingLoss(reduction=reduction)
+        self.loss = HybridLoss(reduction=reduction) if learned_variance else DenoisingLoss(reduction=reduction)
         self.sampler = sampler or DDIMSampler(steps=50)
         self.image_shape = image_shape
         self._optimizer = optimizer
@@ -87,8 +91,13 @@ class DDPM(PlainHyperparameters, LightningModule):
         return {**self.loss.describe(self.denoiser.schedule), "prediction": self.denoiser.prediction, **dropout}
 
     @property
-    def output_loss(self) -> OutputLoss:
-        """The per-sample loss, taken apart into output, target and squared error: for true Fishers and the like."""
+    def output_loss(self) -> OutputLoss | None:
+        """The per-sample loss, taken apart into output, target and squared error: for true Fishers and the like.
+
+        None with a learned variance, whose loss is more than a squared error.
+        """
+        if self.denoiser.learned_variance:
+            return None
         return OutputLoss(
             SquaredError(self.loss.reduction),
             output=lambda module, drawn: module.loss.output(module.denoiser, drawn),

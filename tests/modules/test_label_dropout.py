@@ -47,7 +47,5 @@ def test_what_has_no_class_to_spare_is_refused(tmp_path: Path) -> None:
             model(label_dropout=share)
     with pytest.raises(ValueError, match="UNet2DModel does not say how many classes it embeds"):
         DDPM(unet(num_class_embeds=None), label_dropout=0.1)
-    with pytest.raises(
-        ValueError, match="num_classes=10, and one for dropped labels, but .* 4: .*num_class_embeds=11"
-    ):
+    with pytest.raises(ValueError, match="num_classes=10, and one for dropped labels, but .* 4: .*num_class_embeds=11"):
         fit(DDPM(unet(num_class_embeds=4), label_dropout=0.1), tmp_path)

@@ -10,6 +10,7 @@ from cl_diffusion.diffusion.samplers.guidance import ClassifierFreeGuidance, Cla
 from cl_diffusion.diffusion.samplers.hutchinson import HutchinsonSampler
 from cl_diffusion.diffusion.samplers.lanczos import LanczosGaussianSampler
 from cl_diffusion.diffusion.samplers.learned_diagonal import LearnedDiagonalSampler
+from cl_diffusion.diffusion.samplers.learned_variance import LearnedVarianceSampler
 from cl_diffusion.diffusion.samplers.sampler import Sampler
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "HutchinsonSampler",
     "LanczosGaussianSampler",
     "LearnedDiagonalSampler",
+    "LearnedVarianceSampler",
     "NoiseStatistics",
     "Sampler",
 ]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from cl_diffusion.diffusion.denoiser import Denoiser
+from cl_diffusion.diffusion.denoiser import Denoiser, Output
 from cl_diffusion.diffusion.samplers.gaussian import GaussianSampler
 from cl_diffusion.diffusion.samplers.lanczos import LanczosGaussianSampler
 from cl_diffusion.diffusion.samplers.sampler import Sampler, Step
@@ -19,6 +19,8 @@ from cl_diffusion.evaluation_mode import evaluation_mode
 
 class GuidedDenoiser(Denoiser):
     """``f(x_t, t) + scale (f(x_t, t, labels) - f(x_t, t))``, both in one call of the network.
+
+    A learned variance is that with labels.
 
     Args:
         denoiser: trained with labels dropped.
@@ -34,17 +36,20 @@ class GuidedDenoiser(Denoiser):
                 "classifier-free guidance needs a model that was trained with labels dropped: "
                 "DDPM(label_dropout=0.1), and a network with one more class"
             )
-        super().__init__(denoiser.network, denoiser.schedule, denoiser.prediction, denoiser.null_class)
+        options = denoiser.prediction, denoiser.null_class, denoiser.learned_variance
+        super().__init__(denoiser.network, denoiser.schedule, *options)
         self.scale = scale
 
     @override
-    def forward(self, x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+    def output(self, x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Output:
         if labels is None:
             raise ValueError("labels=None: classifier-free guidance needs the label of each image")
         assert self.null_class is not None
         either = torch.cat([labels, torch.full_like(labels, self.null_class)])
-        with_labels, without = super().forward(x_t.repeat(2, 1, 1, 1), t.repeat(2), either).chunk(2)
-        return without + self.scale * (with_labels - without)
+        prediction, variance = super().output(x_t.repeat(2, 1, 1, 1), t.repeat(2), either)
+        with_labels, without = prediction.chunk(2)
+        guided = without + self.scale * (with_labels - without)
+        return Output(guided, None if variance is None else variance[: len(x_t)])
 
 
 class ClassifierFreeGuidance(Sampler):
