@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from presets import PENALTIES, Preset
+from tables import interval, standard_error, table
 
 from cl_diffusion.metrics.continual_matrix import ContinualMatrix
 from cl_diffusion.metrics.generation_quality import HIGHER_IS_BETTER
@@ -122,10 +122,10 @@ class Comparison:
                     "figure": title,
                     "seeds": len(of),
                     "mean": statistics.mean(values),
-                    "standard_error": _standard_error(values),
+                    "standard_error": standard_error(values),
                     "published": self.published(row, title),
                     f"difference_from_{self.against}": statistics.mean(differences) if differences else None,
-                    "difference_standard_error": _standard_error(differences),
+                    "difference_standard_error": standard_error(differences),
                 }
 
     def markdown(self) -> str:
@@ -139,19 +139,19 @@ class Comparison:
         for row in self._every_row():
             line = [row, str(len(self.outcomes.get(row, {})))]
             for title in titles:
-                line.append(_interval(self.values(row, title)) if row in self.outcomes else "")
+                line.append(interval(self.values(row, title)) if row in self.outcomes else "")
                 if title in beside:
                     published = self.published(row, title)
                     line.append("" if published is None else f"{published:g}")
             lines.append(line)
         paired = [
-            [row, *(_interval(self.differences(row, title)) for title in titles)]
+            [row, *(interval(self.differences(row, title)) for title in titles)]
             for row in self.outcomes
             if self.differences(row, titles[0])
         ]
-        said = [_table(head, lines)]
+        said = [table(head, lines)]
         if paired:
-            said += [f"Differences from {self.against} on the same seeds:", _table(["method", *titles], paired)]
+            said += [f"Differences from {self.against} on the same seeds:", table(["method", *titles], paired)]
         return "\n\n".join([*said, self.legend()]) + "\n"
 
     def legend(self) -> str:
@@ -197,7 +197,7 @@ def draw_front(comparison: Comparison, path: Path, title: str) -> None:
         of.sort(key=lambda row: float(row.partition(", strength ")[2] or "nan"))
         x, y = ([comparison.values(row, title) for row in of] for title in (across, up))
         seeded = all(len(v) > 1 for v in x)
-        errors = {"xerr": [_standard_error(v) for v in x], "yerr": [_standard_error(v) for v in y]} if seeded else {}
+        errors = {"xerr": [standard_error(v) for v in x], "yerr": [standard_error(v) for v in y]} if seeded else {}
         middles = [statistics.mean(v) for v in x], [statistics.mean(v) for v in y]
         line, *_ = axes.errorbar(*middles, **errors, marker="osD^vPX*"[number % 8], capsize=2, label=method)
         for row, point in zip(of, zip(*middles, strict=True), strict=True):
@@ -218,21 +218,3 @@ def draw_front(comparison: Comparison, path: Path, title: str) -> None:
 def _method(row: str) -> str:
     """Without its strength, and its parts in the order of published ones."""
     return "+".join(sorted(row.partition(", strength ")[0].split("+"), key=lambda part: part not in PENALTIES))
-
-
-def _standard_error(values: Sequence[float]) -> float | None:
-    return float(np.std(values, ddof=1)) / len(values) ** 0.5 if len(values) > 1 else None
-
-
-def _interval(values: Sequence[float]) -> str:
-    """The mean, plus or minus the standard error."""
-    if not values:
-        return ""
-    mean, error = statistics.mean(values), _standard_error(values)
-    tiny = 1e-12 * max(1.0, *map(abs, values))  # what rounding leaves of differences that are equal
-    mean = 0.0 if abs(mean) < tiny else mean
-    return f"{mean:.3g}" + ("" if error is None else f" +- {0.0 if error < tiny else error:.2g}")
-
-
-def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *lines])

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cl_diffusion.diffusion import Denoiser, NoiseSchedule
+from cl_diffusion.diffusion.mixture import GaussianMixture
 from cl_diffusion.diffusion.posterior import posterior
 from cl_diffusion.diffusion.samplers import AncestralSampler, LanczosGaussianSampler
 from cl_diffusion.diffusion.samplers.gaussian import GaussianSampler, Reverse
@@ -39,7 +40,7 @@ def test_with_as_many_products_as_dimensions_the_noise_is_the_root_of_the_covari
     product: Any, s: int, t: int
 ) -> None:
     data, x_t, z = mixture(6), normal(5, *SHAPE, seed=1), normal(5, *SHAPE, seed=2)
-    sampler = LanczosGaussianSampler(lanczos_steps=6, product=product)
+    sampler = LanczosGaussianSampler(lanczos_steps=6, product=product, clip=False)
     x0, noise = clean_and_noise(sampler, reverse(exact(data), x_t, s, t), z)
     known = data.reverse(x_t.flatten(1), SCHEDULE, s, t).covariance
     values, vectors = torch.linalg.eigh(known)
@@ -51,15 +52,11 @@ def test_with_as_many_products_as_dimensions_the_noise_is_the_root_of_the_covari
 
 def test_more_products_come_closer() -> None:
     data, x_t, z = mixture(6), normal(50, *SHAPE, seed=1), normal(50, *SHAPE, seed=2)
-    whole = clean_and_noise(LanczosGaussianSampler(lanczos_steps=6), reverse(exact(data), x_t, 5, 20), z)[1]
-    errors = [
-        float(
-            (
-                clean_and_noise(LanczosGaussianSampler(lanczos_steps=k), reverse(exact(data), x_t, 5, 20), z)[1] - whole
-            ).norm()
-        )
-        for k in (1, 2, 3, 4)
-    ]
+    at = reverse(exact(data), x_t, 5, 20)
+    *fewer, whole = (
+        clean_and_noise(LanczosGaussianSampler(lanczos_steps=k, clip=False), at, z)[1] for k in (1, 2, 3, 4, 6)
+    )
+    errors = [float((noise - whole).norm()) for noise in fewer]
     assert errors == sorted(errors, reverse=True)
     assert errors[2] < errors[0] / 5
 
@@ -119,6 +116,43 @@ def test_eigenvalues_are_raised_to_what_they_must_be_and_capped_where_asked() ->
     assert sampler.reports[-1].smallest < 0 < sampler.reports[-1].floor
     _, capped = clean_and_noise(sampler, reverse(denoiser, x_t, 5, 20, largest=0.01), z)
     torch.testing.assert_close(capped, 0.01 * z)
+
+
+def test_the_trace_is_kept_within_that_of_images_and_left_alone_where_it_is() -> None:
+    """Each image's covariance is ``excess`` times the largest that its mean allows; one factor an image."""
+
+    class Overconfident(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+
+        def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+            return 0.5 + (1 + self.weight) * slope.reshape(-1, 1, 1, 1) * (x - x.detach())
+
+    abar = SCHEDULE.alpha_bar_at(20)
+    excess, most = torch.tensor([0.2, 1.0, 3.0, 1000.0], dtype=torch.float64), 1 - 0.5**2
+    slope = excess * most * abar**0.5 / (1 - abar)
+    denoiser, x_t, z = Denoiser(Overconfident(), SCHEDULE, "x0"), normal(4, *SHAPE, seed=1), normal(4, *SHAPE, seed=2)
+    q = posterior(SCHEDULE, 5, 20)
+    for clip, allowed in ((True, excess.clamp(max=1)), (False, excess)):
+        sampler = LanczosGaussianSampler(lanczos_steps=2, clip=clip, report=True)
+        _, noise = clean_and_noise(sampler, reverse(denoiser, x_t, 5, 20), z)
+        known = (q.variance + q.c0**2 * allowed * most).sqrt().reshape(-1, 1, 1, 1)
+        torch.testing.assert_close(noise, known * z)
+        assert sampler.reports[-1].factor == pytest.approx(float((allowed / excess).mean()))
+
+
+def test_the_covariance_of_binary_images_is_seldom_shrunk() -> None:
+    """Where the denoiser is exact, and the bound attained: only by the spread of the estimate of the trace."""
+    corners = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=torch.float64)] * 6)
+    tiny = 1e-6 * torch.eye(6, dtype=torch.float64).expand(64, 6, 6)
+    data = GaussianMixture(1 + normal(64, seed=3).square(), corners, tiny)
+    sampler = LanczosGaussianSampler(12, lanczos_steps=3, report=True)
+    x = sampler.sample(exact(data), SHAPE, num_images=500, generator=torch.Generator().manual_seed(0))
+    assert (x.abs() - 1).abs().median() < 0.05
+    factors = [report.factor for report in sampler.reports]
+    assert len(factors) == 11
+    assert min(factors) > 0.8
 
 
 def test_the_last_noise_is_bounded_by_so_many_grey_levels() -> None:

@@ -46,7 +46,7 @@ class Covariance(ABC):
 
     @abstractmethod
     def product(self, v: Tensor) -> Tensor:
-        """``Sigma' v``, shaped as the images."""
+        """``Sigma' v``, shaped as the images; ``Sigma'`` is that of the noise once this has been drawn."""
 
 
 class Elementwise(Covariance):
@@ -140,10 +140,15 @@ class GaussianSampler(Sampler):
         bounded = self.clip_pixel is not None and step.s == self.timesteps(denoiser.schedule)[-1]
         largest = 2 / 255 * math.sqrt(math.pi / 2) * self.clip_pixel if bounded else math.inf  # type: ignore[operator]
         covariance = self.covariance(Reverse(denoiser, x_t, labels, step, q, largest), normal)
-        mean = q.mean(self._clipped(covariance.x0), x_t)
+        mean, noise = q.mean(self._clipped(covariance.x0), x_t), covariance.noise(normal)
         if gradient is not None:
             mean = mean + covariance.product(gradient(mean, step.s))
-        return mean + covariance.noise(normal)
+        return mean + noise
 
     def _clipped(self, x0: Tensor) -> Tensor:
         return x0.clamp(-1, 1) if self.clip else x0
+
+
+def most_variance(mean: Tensor) -> Tensor:
+    """What an element in [-1, 1] of this mean can have: ``1 - mean^2`` (Bhatia & Davis 2000), 0 for a mean beyond."""
+    return (1 - mean.square()).clamp(min=0.0)

@@ -5,7 +5,14 @@ from __future__ import annotations
 import torch
 from typing_extensions import override
 
-from cl_diffusion.diffusion.samplers.gaussian import Covariance, Elementwise, GaussianSampler, Normal, Reverse
+from cl_diffusion.diffusion.samplers.gaussian import (
+    Covariance,
+    Elementwise,
+    GaussianSampler,
+    Normal,
+    Reverse,
+    most_variance,
+)
 from cl_diffusion.diffusion.samplers.trajectory import Spacing, Steps
 from cl_diffusion.diffusion.schedule import NoiseSchedule
 from cl_diffusion.diffusion.tweedie import Product, Tweedie, product_evaluations
@@ -15,7 +22,8 @@ class HutchinsonSampler(GaussianSampler):
     """``noise = sqrt(diag(Sigma)) z``, with ``diag(Cov[x0 | x_t]) ~= mean_j v_j * (C v_j)`` over random signs ``v_j``.
 
     The estimate is unbiased, its variance the off-diagonal part of ``C`` over ``probes`` (Hutchinson 1990); where it is
-    negative it is taken for zero. Like ``LanczosGaussianSampler`` it needs neither training nor data, at ``probes``
+    negative it is taken for zero, and with ``clip`` where it is more than an element in [-1, 1] can have, ``1 -
+    x0hat^2``, for that. Like ``LanczosGaussianSampler`` it needs neither training nor data, at ``probes``
     products a step.
 
     Args:
@@ -55,8 +63,10 @@ class HutchinsonSampler(GaussianSampler):
         for _ in range(self.probes):
             signs = normal().sign()
             total += signs * tweedie.covariance(signs)
-        variance = q.variance + q.c0**2 * (total / self.probes).clamp(min=0.0)
-        return Elementwise(tweedie.x0, variance, reverse.largest)
+        clean = (total / self.probes).clamp(min=0.0)
+        if self.clip:
+            clean = clean.minimum(most_variance(tweedie.x0))
+        return Elementwise(tweedie.x0, q.variance + q.c0**2 * clean, reverse.largest)
 
     @override
     def evaluations(self, schedule: NoiseSchedule) -> int:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from typing_extensions import override
 
-from cl_diffusion.diffusion.samplers.gaussian import Covariance, GaussianSampler, Normal, Reverse
+from cl_diffusion.diffusion.samplers.gaussian import Covariance, GaussianSampler, Normal, Reverse, most_variance
 from cl_diffusion.diffusion.samplers.trajectory import Spacing, Steps
 from cl_diffusion.diffusion.schedule import NoiseSchedule
 from cl_diffusion.diffusion.tweedie import Product, Tweedie, product_evaluations
@@ -21,6 +22,7 @@ class StepReport(NamedTuple):
     ``asymmetry``: of the denoiser's Jacobian in the Krylov space, mean over images (see ``square_root``).
     ``smallest``: the least eigenvalue seen of any image, before it is raised to ``floor``. ``exhausted``: the
     share of images whose Krylov space ended early, so that the root is exact. ``evaluations``: of the network.
+    ``factor``: what the covariance was multiplied by to be one of images in [-1, 1], mean over images; 1: it was one.
     """
 
     t: int
@@ -30,6 +32,7 @@ class StepReport(NamedTuple):
     asymmetry: float
     smallest: float
     exhausted: float
+    factor: float
 
 
 class LanczosGaussianSampler(GaussianSampler):
@@ -37,14 +40,19 @@ class LanczosGaussianSampler(GaussianSampler):
 
     The covariance is the denoiser's own (``Tweedie``), so nothing is trained and nothing estimated on data: after
     another task it is the new denoiser's (cf. 2605.22723). A step takes one forward and ``lanczos_steps`` products,
-    about a forward each; the last step takes the forward alone. ``Sigma``'s eigenvalues are at least ``variance``
-    where the denoiser is exact, and are raised to it where it is not.
+    about a forward each; the last step takes the forward alone.
+
+    Where the denoiser is exact, ``Sigma``'s eigenvalues are at least ``variance``, and ``tr Cov[x0 | x_t]`` at most
+    ``sum 1 - x0hat^2`` for images in [-1, 1]. Where it is not, as those that predict noise are not near pure noise,
+    whose Jacobian's error is multiplied by ``1 / snr``, eigenvalues are raised to ``variance``, and with ``clip`` the
+    covariance is multiplied by what the trace, as the first product estimates it, is too large.
 
     Args:
         steps: number of steps, or the timesteps themselves; None: every timestep of the schedule.
         lanczos_steps: ``k``; the added path KL falls as ``T^-(2k - 1)``.
         symmetrize: multiply by ``(J + J^T) / 2`` in place of ``J^T``, for Jacobians more than a per cent off symmetry.
-        clip: clamp the estimate of the clean image to [-1, 1] in each step; the covariance is not that of a clamp.
+        clip: clamp the estimate of the clean image to [-1, 1] in each step, and bound the covariance as above, which is
+            not that of a clamp.
         clip_pixel: see ``GaussianSampler``.
         product: how to multiply where not ``symmetrize``; see ``Tweedie``.
         spacing: of the steps, ``"even"`` or ``"quadratic"``.
@@ -78,7 +86,8 @@ class LanczosGaussianSampler(GaussianSampler):
     @override
     def covariance(self, reverse: Reverse, normal: Normal) -> Covariance:
         tweedie = Tweedie(reverse.denoiser, reverse.x_t, reverse.step.t, reverse.labels, self.product)
-        return KrylovCovariance(tweedie, reverse, self.lanczos_steps, self._keep if self.report else None)
+        keep = self._keep if self.report else None
+        return KrylovCovariance(tweedie, reverse, self.lanczos_steps, self.clip, keep)
 
     @override
     def evaluations(self, schedule: NoiseSchedule) -> int:
@@ -98,14 +107,22 @@ class KrylovCovariance(Covariance):
         tweedie: of the denoiser at ``x_t``.
         reverse: the step.
         lanczos_steps: dimensions of the space.
+        bounded: shrink ``Cov[x0 | x_t]`` to what images in [-1, 1] can have; known from the first product of ``noise``.
         keep: is given the report.
     """
 
     def __init__(
-        self, tweedie: Tweedie, reverse: Reverse, lanczos_steps: int, keep: Callable[[StepReport], None] | None
+        self,
+        tweedie: Tweedie,
+        reverse: Reverse,
+        lanczos_steps: int,
+        bounded: bool,
+        keep: Callable[[StepReport], None] | None,
     ) -> None:
         self.x0 = tweedie.x0
         self._tweedie, self._reverse, self._lanczos_steps, self._keep = tweedie, reverse, lanczos_steps, keep
+        self._bounded = bounded
+        self._factor: Tensor | None = None
 
     @override
     def noise(self, normal: Normal) -> Tensor:
@@ -118,12 +135,26 @@ class KrylovCovariance(Covariance):
             ceiling=largest,
         )
         if self._keep is not None:
-            figures = (float(root.asymmetry.mean()), float(root.smallest.min()), float(root.exhausted.double().mean()))
-            step = self._reverse.step
-            self._keep(StepReport(step.t, step.s, variance, self._tweedie.evaluations, *figures))
+            assert self._factor is not None
+            seen = root.asymmetry.mean(), root.smallest.min(), root.exhausted.double().mean(), self._factor.mean()
+            step, evaluations = self._reverse.step, self._tweedie.evaluations
+            self._keep(StepReport(step.t, step.s, variance, evaluations, *map(float, seen)))
         return root.product.reshape(z.shape)
 
     @override
     def product(self, v: Tensor) -> Tensor:
-        q = self._reverse.posterior
-        return q.variance * v + q.c0**2 * self._tweedie.covariance(v)
+        q, clean = self._reverse.posterior, self._tweedie.covariance(v)
+        if self._factor is None:
+            self._factor = self._within_range(v, clean)
+        return q.variance * v + q.c0**2 * self._factor * clean
+
+    def _within_range(self, z: Tensor, product: Tensor) -> Tensor:
+        """What keeps the trace, ``d z.Cz / |z|^2`` for random ``z``, within that of images in [-1, 1]; one an image."""
+        mean, largest = dot(z, product) / dot(z, z), most_variance(self.x0).mean((1, 2, 3), keepdim=True)
+        excess = (mean / largest).nan_to_num(1.0) if self._bounded else torch.ones_like(mean)
+        return excess.clamp(min=1.0).reciprocal()
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Of each image, ``(B, 1, 1, 1)``."""
+    return (a * b).sum((1, 2, 3), keepdim=True)
