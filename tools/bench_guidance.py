@@ -5,9 +5,9 @@
 The model is one that was trained with labels dropped (``configs/sampler/classifier_free.yaml``), and draws without. A
 classifier of noisy images, trained here, moves the mean of each step by ``scale Sigma' grad log p(y | x_s)``, with
 ``Sigma'`` small, large or Analytic-DPM's multiple of the identity, or the full covariance, at an equal number of
-network evaluations; the small one also at as few steps as the full one. Classifier-free guidance beside them; its scale 0
-draws without labels, 1 with them. Frechet distance to the held-out images of all classes, and class agreement, by
-another classifier, of clean images; means over seeds, plus or minus the standard error.
+network evaluations; the small one also at as few steps as the full one. Classifier-free guidance beside them; its
+scale 0 draws without labels, 1 with them. Frechet distance to the held-out images of all classes, and class agreement,
+by another classifier, of clean images; means over seeds, plus or minus the standard error.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def main() -> None:
     parser.add_argument("checkpoint", help="of a model that was trained with label_dropout")
     parser.add_argument("--scales", nargs="+", type=float, default=[0.0, 0.5, 1.0, 2.0, 4.0, 8.0])
     parser.add_argument("--budget", type=int, default=50, help="network evaluations an image")
-    parser.add_argument("--classifier-steps", type=int, default=3000)
+    parser.add_argument("--classifier-steps", type=int, default=1500)
     parser.add_argument("--images-per-class", type=int, default=100)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--device", help="a GPU if there is one by default")
