@@ -13,7 +13,9 @@ import pytest
 import sklearn.datasets
 import torch
 
+from cl_diffusion.cli import main
 from cl_diffusion.linalg import LowRank
+from tests.tiny import configuration
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 SECTION = README[README.index("### Examples") : README.index("### What they keep")]
@@ -44,6 +46,20 @@ def test_the_replay_in_python_replays_from_the_second_task_on() -> None:
     exec(compile(snippet, "README.md", "exec"), names)
     assert (names["data"].num_epochs, names["data"].replay_batch_size) == (300, 64)
     assert names["data"].replay.shares == [0.25, 0.75]
+
+
+def test_the_samplers_in_python_draw_from_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (snippet,) = [
+        code for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "NoiseStatistics.of(" in code
+    ]
+    monkeypatch.chdir(tmp_path)
+    main(["fit", "-c", str(configuration(tmp_path, strength=None)), "--run", "runs/joint"])
+    names: dict[str, Any] = {}
+    exec(compile(snippet, "README.md", "exec"), names)
+    assert names["images"].shape == (200, 1, 8, 8)
+    assert len(names["lanczos"].reports) == 12
+    drawn = names["analytic"].sample(names["model"].denoiser, (1, 8, 8), names["labels"][:2])
+    assert drawn.isfinite().all()
 
 
 def test_there_are_six() -> None:
