@@ -1,0 +1,125 @@
+"""What can be said of gradients from their inner products: spectra and directions of their second moments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Spectrum(NamedTuple):
+    """Of ``F = 1/n sum_i g_i g_i^T``, with ``mu = 1/n sum_i g_i`` and leading eigenpair ``(lambda_1, v)``.
+
+    Attributes:
+        eigenvalues: descending, float64 ``(n,)``; all others of ``F`` are zero.
+        trace: their sum, ``E|g|^2``.
+        leading_share: ``lambda_1 / trace``.
+        second_to_first: ``lambda_2 / lambda_1``.
+        effective_rank: ``tr(F)^2 / tr(F^2)``.
+        leading_error: ``|F - lambda_1 v v^T|_F / |F|_F``, the least of any rank one.
+        mean_error: ``|F - c mu mu^T|_F / |F|_F`` with the best ``c``.
+        mean_share: ``|mu|^2 / trace``, about ``1 / n`` of gradients without a mean.
+        cosine_to_mean: ``cos(g_i, mu)``, averaged over samples.
+        mean_to_leading: ``|cos(mu, v)|``.
+    """
+
+    eigenvalues: Tensor
+    trace: float
+    leading_share: float
+    second_to_first: float
+    effective_rank: float
+    leading_error: float
+    mean_error: float
+    mean_share: float
+    cosine_to_mean: float
+    mean_to_leading: float
+
+
+class Gram:
+    """Inner products ``K_ij = g_i^T g_j`` of gradients that need not be kept.
+
+    A direction in their span is given by its coordinates ``c``, float64 ``(n,)``, and is ``sum_i c_i g_i``; sets of
+    samples (a task, a half, a band) by their positions. So whatever is compared shares one matrix, and with it samples,
+    noise and weights of the model.
+
+    Args:
+        products: symmetric ``(n, n)``, summed in float64.
+
+    Raises:
+        ValueError: ``products`` is not square, or not finite.
+    """
+
+    def __init__(self, products: Tensor) -> None:
+        if products.ndim != 2 or products.shape[0] != products.shape[1] or not bool(products.isfinite().all()):
+            raise ValueError(
+                f"products of shape {tuple(products.shape)}; expected inner products (n, n) of n gradients, all finite"
+            )
+        products = products.detach().to("cpu", torch.float64)
+        self.products = (products + products.T) / 2
+
+    def __len__(self) -> int:
+        return len(self.products)
+
+    def mean(self, members: Sequence[int] | Tensor | None = None) -> Tensor:
+        """Coordinates of ``mu``, over some samples or all."""
+        chosen, coordinates = self._members(members), torch.zeros(len(self), dtype=torch.float64)
+        coordinates[chosen] = 1 / len(chosen)
+        return coordinates
+
+    def leading(self, members: Sequence[int] | Tensor | None = None) -> Tensor:
+        """Coordinates of the unit leading eigenvector ``v`` of ``F`` over some samples, of either sign.
+
+        Raises:
+            ValueError: all gradients are zero.
+        """
+        chosen, coordinates = self._members(members), torch.zeros(len(self), dtype=torch.float64)
+        values, vectors = torch.linalg.eigh(self.products[chosen][:, chosen])
+        if not values[-1] > 0:
+            raise ValueError(f"the gradients of these {len(chosen)} samples are zero: they have no leading direction")
+        coordinates[chosen] = vectors[:, -1] / values[-1].sqrt()
+        return coordinates
+
+    def inner(self, a: Tensor, b: Tensor) -> float:
+        """Of two directions."""
+        return float(a @ self.products @ b)
+
+    def cosine(self, a: Tensor, b: Tensor) -> float:
+        """Of two directions, in [-1, 1]; 0 where one of them is zero."""
+        lengths = self.inner(a, a) * self.inner(b, b)
+        return max(-1.0, min(1.0, self.inner(a, b) / lengths**0.5)) if lengths > 0 else 0.0
+
+    def spectrum(self, members: Sequence[int] | Tensor | None = None) -> Spectrum:
+        """Of ``F`` over some samples, or all: ``K / n`` has its eigenvalues.
+
+        Raises:
+            ValueError: fewer than two samples, or all gradients are zero.
+        """
+        chosen = self._members(members)
+        n = len(chosen)
+        if n < 2:
+            raise ValueError(f"members={chosen.tolist()}; expected at least 2 samples for a spectrum")
+        v, mu = self.leading(chosen), self.mean(chosen)
+        products = self.products[chosen][:, chosen]
+        values = torch.linalg.eigvalsh(products / n).flip(0).clamp(min=0.0)
+        trace, norm = float(values.sum()), float(torch.linalg.vector_norm(values))
+        along_mean = products.mean(1)  # g_i^T mu
+        mean_squared = self.inner(mu, mu)
+        lengths = (products.diagonal() * mean_squared).clamp(min=0.0).sqrt()
+        captured = float(along_mean.square().mean()) / mean_squared if mean_squared > 0 else 0.0
+        return Spectrum(
+            eigenvalues=values,
+            trace=trace,
+            leading_share=float(values[0]) / trace,
+            second_to_first=float(values[1] / values[0]),
+            effective_rank=(trace / norm) ** 2,
+            leading_error=float(torch.linalg.vector_norm(values[1:])) / norm,
+            mean_error=max(0.0, 1 - (captured / norm) ** 2) ** 0.5,
+            mean_share=mean_squared / trace,
+            cosine_to_mean=float((along_mean / lengths).nan_to_num(0.0, 0.0, 0.0).mean()),
+            mean_to_leading=abs(self.cosine(mu, v)),
+        )
+
+    def _members(self, members: Sequence[int] | Tensor | None) -> Tensor:
+        return torch.arange(len(self)) if members is None else torch.as_tensor(members)

@@ -1,0 +1,70 @@
+"""Whether a direction that a linear surrogate explains survives what the surrogate leaves out."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+
+from cl_diffusion.metrics.gram import Gram
+
+
+class Stability(NamedTuple):
+    """Of the leading direction of ``G_lin = E[g_lin g_lin^T]`` in ``G = E[g g^T] = G_lin + R``.
+
+    Attributes:
+        sine: of the angle between the leading directions, measured.
+        perturbation: ``|R|_op``; ``R`` is indefinite, so the larger of both ends.
+        gap: ``lambda_1 - lambda_2`` of ``G_lin``.
+        ratio: ``|R| / gap``.
+        bound: ``sin a <= 2 |R| / gap`` (Yu, Wang & Samworth 2015, corollary 1); more than 1 says nothing.
+        sharp_bound: ``sin 2a <= 2 |R| / gap``, on ``sin a``, where ``|R| < gap / 2``; infinite elsewhere.
+        residual_bound: ``|R v_lin| / (lambda_1(G_lin) - lambda_2(G))`` where that is positive; infinite elsewhere.
+    """
+
+    sine: float
+    perturbation: float
+    gap: float
+    ratio: float
+    bound: float
+    sharp_bound: float
+    residual_bound: float
+
+
+def stability(products: torch.Tensor) -> Stability:
+    """From inner products of ``n`` gradients, followed by the ``n`` of the surrogate at the same draws: ``(2n, 2n)``.
+
+    With the vectors as columns of ``B`` and ``D = diag(1, .., -1, ..)``, ``R = B D B^T / n``, whose eigenvalues other
+    than 0 are those of ``K^(1/2) D K^(1/2) / n``. Nothing as long as a gradient is needed.
+
+    Raises:
+        ValueError: an odd number of gradients, or those of the surrogate are zero.
+    """
+    gram = Gram(products)
+    if len(gram) % 2:
+        raise ValueError(f"products of {len(gram)} gradients; expected those of n samples, then n of the surrogate")
+    n = len(gram) // 2
+    whole, linear = torch.arange(n), torch.arange(n, 2 * n)
+    v, v_linear = gram.leading(whole), gram.leading(linear)
+    values, vectors = torch.linalg.eigh(gram.products)
+    root = (vectors * values.clamp(min=0.0).sqrt()) @ vectors.T
+    signs = torch.ones(2 * n, dtype=torch.float64)
+    signs[n:] = -1
+    perturbation = float(torch.linalg.eigvalsh(root @ (signs[:, None] * root) / n).abs().max())
+    of_linear, of_whole = (torch.linalg.eigvalsh(gram.products[m][:, m] / n).flip(0) for m in (linear, whole))
+    second = float(of_linear[1]) if n > 1 else 0.0
+    gap = float(of_linear[0]) - second
+    moved = signs * (gram.products @ v_linear) / n  # R v_lin = B D B^T B c / n
+    length = max(0.0, gram.inner(moved, moved)) ** 0.5
+    apart = float(of_linear[0]) - (float(of_whole[1]) if n > 1 else 0.0)
+    ratio = perturbation / gap if gap > 0 else math.inf
+    return Stability(
+        sine=max(0.0, 1 - gram.cosine(v, v_linear) ** 2) ** 0.5,
+        perturbation=perturbation,
+        gap=gap,
+        ratio=ratio,
+        bound=2 * ratio,
+        sharp_bound=math.sin(math.asin(2 * ratio) / 2) if ratio < 0.5 else math.inf,
+        residual_bound=length / apart if apart > 0 else math.inf,
+    )
