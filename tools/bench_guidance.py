@@ -116,7 +116,7 @@ def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", help="of a model that was trained with label_dropout")
-    parser.add_argument("--scales", nargs="+", type=float, default=[0.0, 0.5, 1.0, 2.0, 4.0, 8.0])
+    parser.add_argument("--scales", nargs="+", type=float, default=[0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0])
     parser.add_argument("--budget", type=int, default=50, help="network evaluations an image")
     parser.add_argument("--classifier-steps", type=int, default=1500)
     parser.add_argument("--images-per-class", type=int, default=100)
@@ -146,7 +146,7 @@ def main() -> None:
         for title, key in {"class agreement": "class_agreement", "Frechet distance": "frechet_distance"}.items()
     }
     if given.picture:
-        draw_curves(panels, "guidance scale", given.picture, logarithmic=False)
+        draw_curves(panels, "guidance scale", given.picture, from_zero=True)
     if given.json:
         given.json.write_text(json.dumps({"environment": environment(), "guidance": found}, indent=1))
 

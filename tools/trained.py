@@ -73,13 +73,17 @@ def cells(figures: Figures) -> list[str]:
 
 
 def draw_curves(
-    panels: dict[str, dict[str, dict[float, list[float]]]], across: str, picture: Path, *, logarithmic: bool = True
+    panels: dict[str, dict[str, dict[float, list[float]]]], across: str, picture: Path, *, from_zero: bool = False
 ) -> None:
-    """A panel for each figure, a curve for each alternative: its mean over seeds, and every seed as a dot."""
+    """A panel for each figure, a curve for each alternative: its mean over seeds, and every seed as a dot.
+
+    Axes are logarithmic but that of shares, the horizontal one linear up to 1 where it starts from zero.
+    """
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import LogLocator
 
     figure, every = pyplot.subplots(1, len(panels), figsize=(6.5 * len(panels), 5), layout="constrained", squeeze=False)
     for axes, (up, curves) in zip(every[0], panels.items(), strict=True):
@@ -90,12 +94,19 @@ def draw_curves(
             )
             for x, values in curve.items():
                 axes.plot([x] * len(values), values, ".", markersize=3, color=line.get_color())
-        if logarithmic:
-            axes.set(xscale="log", yscale="log")
+        axes.set_xscale("symlog" if from_zero else "log", base=2, **({"linthresh": 1} if from_zero else {}))
+        axes.xaxis.set_major_formatter("{x:g}")
+        if from_zero:
+            axes.set_xlim(left=-0.2)
+        if up != "class agreement":
+            axes.set_yscale("log")
+            axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+            for formatted in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+                formatted("{x:g}")
         axes.set(xlabel=across, ylabel=up)
         axes.grid(alpha=0.3, which="both")
     every[0][0].legend(fontsize=8)
-    figure.savefig(picture, dpi=150)
+    figure.savefig(picture, dpi=100)
     pyplot.close(figure)
 
 
