@@ -50,6 +50,7 @@ BROAD = GaussianMixture(
     torch.tensor([[[0.5, 0.3], [0.3, 0.4]], [[0.3, -0.1], [-0.1, 0.6]], [[0.4, 0.1], [0.1, 0.2]]], dtype=torch.float64),
 )
 SPREAD = torch.diag(torch.tensor([0.1, 0.25, 0.5, 0.8, 1.2, 2.0], dtype=torch.float64))
+ADDED = "added by a Krylov space of"
 PRODUCTS = 2
 """By which the full covariance of the mixture, in two dimensions, is exact."""
 
@@ -73,7 +74,7 @@ def path(counts: Sequence[int], samples: int) -> Curves:
             curves[name][steps] = value
     for products in (1, 2, 3):
         added = {steps: lanczos_path_kl(SPREAD, uniform(steps), products, samples=500) for steps in counts}
-        curves[f"added by a Krylov space of {products}"] = added
+        curves[f"{ADDED} {products}"] = added
     fewer = {
         count: path_kl(
             BROAD, uniform(steps_within(count, PRODUCTS)), {"full": COVARIANCES["full"]}, samples=samples, nodes=16
@@ -97,6 +98,15 @@ def path_table(curves: Curves) -> str:
         for name, curve in curves.items()
     ]
     return table(["covariance", *map(str, counts), "slopes"], lines)
+
+
+def path_panels(curves: Curves) -> dict[str, dict[str, dict[float, list[float]]]]:
+    """What each covariance leaves, and what a Krylov space adds to the full one."""
+    panels: dict[str, dict[str, dict[float, list[float]]]] = {"path KL, nats": {}, "path KL added, nats": {}}
+    for name, curve in curves.items():
+        up = "path KL added, nats" if name.startswith(ADDED) else "path KL, nats"
+        panels[up][name] = {count: [value] for count, value in curve.items()}
+    return panels
 
 
 class Candidates:
@@ -179,8 +189,7 @@ def main() -> None:
     if given.question == "path":
         found = curves = path(given.steps, given.samples)
         print(path_table(curves))
-        across = "steps, or network evaluations"
-        panels = {"path KL, nats": {name: {x: [y] for x, y in curve.items()} for name, curve in curves.items()}}
+        across, panels = "steps, or network evaluations", path_panels(curves)
     else:
         if given.checkpoint is None:
             parser.error("images needs a checkpoint, such as runs/joint/checkpoints/last.ckpt")

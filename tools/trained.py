@@ -105,7 +105,8 @@ def draw_curves(
                 formatted("{x:g}")
         axes.set(xlabel=across, ylabel=up)
         axes.grid(alpha=0.3, which="both")
-    every[0][0].legend(fontsize=8)
+        if axes is every[0][0] or list(curves) != list(next(iter(panels.values()))):
+            axes.legend(fontsize=8)
     figure.savefig(picture, dpi=100)
     pyplot.close(figure)
 
