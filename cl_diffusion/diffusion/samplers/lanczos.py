@@ -15,6 +15,8 @@ from cl_diffusion.diffusion.schedule import NoiseSchedule
 from cl_diffusion.diffusion.tweedie import Product, Tweedie, product_evaluations
 from cl_diffusion.linalg.lanczos import square_root
 
+_CHANCE = 9.0
+
 
 class StepReport(NamedTuple):
     """What a step's covariance was seen to be.
@@ -128,7 +130,7 @@ class KrylovCovariance(Covariance):
     def noise(self, normal: Normal) -> Tensor:
         z, variance, largest = normal(), self._reverse.posterior.variance, self._reverse.largest**2
         root = square_root(
-            lambda v: self.product(v.reshape(z.shape)).flatten(1),
+            lambda v: self._product(v.reshape(z.shape)).flatten(1),
             z.flatten(1),
             self._lanczos_steps,
             floor=min(variance, largest),
@@ -143,18 +145,30 @@ class KrylovCovariance(Covariance):
 
     @override
     def product(self, v: Tensor) -> Tensor:
+        """``Sigma' v``; where the standard deviation is bounded, no longer than that allows."""
+        largest, variance = self._reverse.largest**2, self._reverse.posterior.variance
+        if variance >= largest:  # no eigenvalue is less
+            return largest * v
+        product = self._product(v)
+        return product * (largest * norm(v) / norm(product)).nan_to_num(1.0).clamp(max=1.0)
+
+    def _product(self, v: Tensor) -> Tensor:
         q, clean = self._reverse.posterior, self._tweedie.covariance(v)
         if self._factor is None:
             self._factor = self._within_range(v, clean)
         return q.variance * v + q.c0**2 * self._factor * clean
 
     def _within_range(self, z: Tensor, product: Tensor) -> Tensor:
-        """What keeps the trace, ``d z.Cz / |z|^2`` for random ``z``, within that of images in [-1, 1]; one an image."""
-        mean, largest = dot(z, product) / dot(z, z), most_variance(self.x0).mean((1, 2, 3), keepdim=True)
-        excess = (mean / largest).nan_to_num(1.0) if self._bounded else torch.ones_like(mean)
-        return excess.clamp(min=1.0).reciprocal()
+        """What brings a trace that is out of range back, one an image.
+
+        For ``z ~ N(0, I)``, ``d z.Cz / |z|^2`` is the trace but for chance. It is at most that of ``C`` of rank one,
+        nine times with a probability of .003; what is beyond is no chance.
+        """
+        mean, largest = (z * product).mean((1, 2, 3), True), most_variance(self.x0).mean((1, 2, 3), True)
+        excess = (mean / z.square().mean((1, 2, 3), True) / largest).nan_to_num(1.0)
+        return torch.where((excess > _CHANCE) & self._bounded, 1 / excess, torch.ones_like(excess))
 
 
-def dot(a: Tensor, b: Tensor) -> Tensor:
+def norm(x: Tensor) -> Tensor:
     """Of each image, ``(B, 1, 1, 1)``."""
-    return (a * b).sum((1, 2, 3), keepdim=True)
+    return x.square().sum((1, 2, 3), keepdim=True).sqrt()
