@@ -41,7 +41,7 @@ from cl_diffusion.diffusion.samplers import (
     NoiseStatistics,
     Sampler,
 )
-from cl_diffusion.metrics.path_kl import COVARIANCES, lanczos_path_kl, path_kl
+from cl_diffusion.metrics.path_kl import COVARIANCES, lanczos_path_kl, path_kl, prior_kl
 
 Curves = dict[str, dict[int, float]]
 BROAD = GaussianMixture(
@@ -188,7 +188,7 @@ def main() -> None:
     found: Any
     if given.question == "path":
         found = curves = path(given.steps, given.samples)
-        print(path_table(curves))
+        print(f"{path_table(curves)}\n\nThe prior's term, beside: {prior_kl(BROAD, uniform(given.steps[-1])):.2g} nats")
         across, panels = "steps, or network evaluations", path_panels(curves)
     else:
         if given.checkpoint is None:

@@ -19,7 +19,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.table import Table
 from typing_extensions import override
 
-from cl_diffusion.cli.checkpoint_config import configuration_of
+from cl_diffusion.cli.checkpoint_config import configuration_of, without_replaced
 from cl_diffusion.cli.metrics_log import MetricsLog
 from cl_diffusion.cli.prediction_writer import PredictionWriter
 from cl_diffusion.cli.run_folder import RunFolder, claim, run_of_checkpoint
@@ -139,7 +139,7 @@ def _with_checkpoint(args: list[str]) -> list[str]:
         name, _, value = argument.partition("=")
         if name == "--ckpt_path":
             path = value or (args[position + 1] if position + 1 < len(args) else "")
-            return [args[0], "--config", configuration_of(path), *args[1:]]
+            return [args[0], "--config", without_replaced(configuration_of(path), args), *args[1:]]
     return args
 
 

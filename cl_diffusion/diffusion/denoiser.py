@@ -121,10 +121,17 @@ class Denoiser(nn.Module):
         return x0_and_noise(self.prediction, output, x_t, self.schedule.scales(t, like=x_t))
 
     def estimates_at(self, x_t: Tensor, t: int | Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """``x0_and_noise``, at one timestep for all or ``(B,)``: in the network's precision, returned in ``x_t``'s."""
-        timesteps = torch.full((len(x_t),), t, device=x_t.device) if isinstance(t, int) else t
-        x0, noise = self.x0_and_noise(x_t.to(self.dtype), timesteps, labels)
-        return x0.to(x_t), noise.to(x_t)
+        """``x0_and_noise``, at one timestep for all or ``(B,)``: only the network itself in its own precision."""
+        return self.estimates_of(self.output_at(x_t, t, labels).prediction, x_t, t)
+
+    def output_at(self, x_t: Tensor, t: int | Tensor, labels: Tensor | None = None) -> Output:
+        """``output`` at one timestep for all or ``(B,)``, in the precision of ``x_t``."""
+        prediction, variance = self.output(x_t.to(self.dtype), _timesteps(t, x_t), labels)
+        return Output(prediction.to(x_t), None if variance is None else variance.to(x_t))
+
+    def estimates_of(self, prediction: Tensor, x_t: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
+        """The estimates of the clean image and of the noise that a prediction at ``x_t`` amounts to."""
+        return x0_and_noise(self.prediction, prediction, x_t, self.schedule.scales(_timesteps(t, x_t), like=x_t))
 
     def check(self, image_shape: tuple[int, int, int], num_classes: int) -> None:
         """Find out before training whether network and data fit, by one forward of a zero image of the last class.
@@ -149,3 +156,7 @@ class Denoiser(nn.Module):
         except Exception as error:
             raise forward_error(self.network, image_shape, num_classes) from error
         check_output(self.network, output, image_shape, self.learned_variance)
+
+
+def _timesteps(t: int | Tensor, x_t: Tensor) -> Tensor:
+    return torch.full((len(x_t),), t, device=x_t.device) if isinstance(t, int) else t

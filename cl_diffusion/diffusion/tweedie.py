@@ -42,8 +42,8 @@ class Tweedie:
         radius: of central differences, relative to a vector of norm one.
 
     Raises:
-        ValueError: ``product`` is unknown.
-        RuntimeError: the denoiser's output does not depend on its input differentiably.
+        ValueError: ``product`` is unknown, or differences are asked of a network in half precision.
+        RuntimeError: in a product: the denoiser's output does not depend on its input differentiably.
     """
 
     def __init__(
@@ -61,20 +61,21 @@ class Tweedie:
         self.evaluations = 0
         """Network evaluations so far: forwards, and each product as the backwards or forwards that it takes."""
         self._factor = _factor(denoiser.schedule, t, x_t)
+        if product == "differences" and torch.finfo(denoiser.dtype).bits < 32:
+            raise ValueError(
+                f"product='differences' of a network in {denoiser.dtype}: differences of that precision are rounding; "
+                "use product='vjp', or a network in float32"
+            )
         with _differentiable(second_order=product in ("jvp", "symmetric")):
-            self._x_t = x_t.detach().clone().requires_grad_(product != "differences")
             self._labels = None if labels is None else labels.clone()
-            self._graph = self._x0(self._x_t)
-            if product != "differences" and not self._graph.requires_grad:
-                raise RuntimeError(
-                    "the denoiser's output does not depend on its input differentiably (no_grad or detach inside?); "
-                    "use product='differences'"
-                )
+            # two leaves, of the network and of what its prediction is mixed with, so that one without gradient shows
+            self._leaves = [x_t.detach().clone().requires_grad_(product != "differences") for _ in range(2)]
+            self._graph = self._x0(*self._leaves)
             self.x0 = self._graph.detach()
             """``E[x0 | x_t]``, not clamped."""
             if product in ("jvp", "symmetric"):
                 self._cotangent = torch.zeros_like(self._graph, requires_grad=True)
-                (self._pulled,) = torch.autograd.grad(self._graph, self._x_t, self._cotangent, create_graph=True)
+                self._pulled = self._pulled_back(self._cotangent, create_graph=True)
                 self.evaluations += 1
 
     def covariance(self, v: Tensor) -> Tensor:
@@ -89,14 +90,28 @@ class Tweedie:
                 return self._factor * self._forward(v)
             return self._factor / 2 * (self._forward(v) + self._transposed(v))
 
-    def _x0(self, x: Tensor) -> Tensor:
+    def _x0(self, x_t: Tensor, mixed_with: Tensor) -> Tensor:
+        """The estimate at ``x_t``; twice the same tensor."""
         self.evaluations += 1
-        return self.denoiser.estimates_at(x, self.t, self._labels)[0]
+        prediction = self.denoiser.output_at(x_t, self.t, self._labels).prediction
+        return self.denoiser.estimates_of(prediction, mixed_with, self.t)[0]
 
     def _transposed(self, v: Tensor) -> Tensor:
         self.evaluations += 1
-        (product,) = torch.autograd.grad(self._graph, self._x_t, v, retain_graph=True)
-        return product
+        return self._pulled_back(v)
+
+    def _pulled_back(self, v: Tensor, create_graph: bool = False) -> Tensor:
+        """``J^T v``."""
+        options = {"retain_graph": True, "create_graph": create_graph, "allow_unused": True}
+        of_network, of_mixing = (
+            torch.autograd.grad(self._graph, self._leaves, v, **options) if self._graph.requires_grad else (None, None)
+        )
+        if of_network is None:
+            raise RuntimeError(
+                "the denoiser's output does not depend on its input differentiably (no_grad or detach inside?); "
+                "use product='differences'"
+            )
+        return of_network if of_mixing is None else of_network + of_mixing
 
     def _forward(self, v: Tensor) -> Tensor:
         """``J v = d <J^T u, v> / du``, for ``J^T u`` is linear in ``u``."""
@@ -108,7 +123,8 @@ class Tweedie:
         with _differentiable(), torch.no_grad():
             norm = torch.linalg.vector_norm(v.flatten(1), dim=1).reshape(-1, *[1] * (v.ndim - 1))
             move = self.radius * v / norm.clamp(min=torch.finfo(v.dtype).tiny)
-            change: Tensor = self._x0(self._x_t + move) - self._x0(self._x_t - move)
+            above, below = self._leaves[0] + move, self._leaves[0] - move
+            change: Tensor = self._x0(above, above) - self._x0(below, below)
             product: Tensor = change * (norm / (2 * self.radius))
             return product
 

@@ -105,14 +105,15 @@ class VarianceHead(nn.Module):
         """One evaluation of the denoiser, and the head's."""
         with captured(denoiser, self.layer) as features:
             x0, noise = denoiser.estimates_at(x_t, t, labels)
-        h = self(features[0][: len(x_t)]).to(x0)  # a guided denoiser has those without labels behind
+        with_labels = features[0][: len(x_t)]  # a guided denoiser has those without labels behind
+        h = self(with_labels.to(next(self.parameters()).dtype)).to(x0)
         ratio = {"npr": h, "sn": h - noise.square(), "ocm": 1 + h}[self.target]
         return Estimate(x0, noise, ratio.clamp(min=0))
 
     def losses(self, denoiser: Denoiser, drawn: DrawnBatch, signs: Tensor) -> Tensor:
         """The squared error of each sample, ``(B,)``, mean over elements; ``signs`` are those of ``"ocm"``."""
         features, wanted = self.question(denoiser, drawn, signs)
-        losses: Tensor = (self(features) - wanted).square().flatten(1).mean(1)
+        losses: Tensor = (self(features.to(wanted)) - wanted).square().flatten(1).mean(1)
         return losses
 
     def question(self, denoiser: Denoiser, drawn: DrawnBatch, signs: Tensor) -> tuple[Tensor, Tensor]:

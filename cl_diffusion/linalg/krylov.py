@@ -60,6 +60,8 @@ class Krylov:
             self.block_start = torch.where(self._exhausted[-1], self.steps, self.block_start)
         product = self._matvec(self.basis[-1])
         scale = torch.linalg.vector_norm(product, dim=-1)
+        if not bool(scale.isfinite().all()):
+            raise FloatingPointError(f"product {self.steps + 1} with the matrix is not finite; check what makes it")
         rest, column = self._orthogonalised(product)
         beta = torch.linalg.vector_norm(rest, dim=-1)
         exhausted = beta <= self._negligible * scale

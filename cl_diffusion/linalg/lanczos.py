@@ -30,7 +30,8 @@ class SquareRoot(NamedTuple):
 
     ``product``: ``(..., d)``. ``smallest``: the least Ritz value, before any bound, float64 ``(...)``. ``exhausted``:
     whether the space of ``z`` ended before ``steps`` products, so that the result is exact, bool ``(...)``.
-    ``asymmetry``: ``|H - H^T| / |H + H^T|`` in it, Frobenius, float64 ``(...)``. ``steps``: products taken.
+    ``asymmetry``: of ``A - floor I`` in it, ``|H - H^T| / |H + H^T|``, Frobenius, float64 ``(...)``; NaN of a space of
+    one dimension, which says nothing. ``steps``: products taken.
     """
 
     product: Tensor
@@ -55,6 +56,7 @@ def square_root(matvec: Matvec, z: Tensor, steps: int, *, floor: float = 0.0, ce
 
     Raises:
         ValueError: ``steps`` or a bound is out of range, or ``z`` is zero.
+        FloatingPointError: a product is not finite.
     """
     if steps < 1 or not 0 <= floor <= ceiling:
         raise ValueError(f"steps={steps}, floor={floor}, ceiling={ceiling}; expected steps >= 1, 0 <= floor <= ceiling")
@@ -70,12 +72,13 @@ def square_root(matvec: Matvec, z: Tensor, steps: int, *, floor: float = 0.0, ce
     roots = values.clamp(floor, ceiling).sqrt()
     length = torch.linalg.vector_norm(z, dim=-1)[..., None, None]
     coordinates = length * (vectors @ (roots * vectors[..., 0, :])[..., None])
-    skew = torch.linalg.matrix_norm(projected - projected.mT) / torch.linalg.matrix_norm(projected + projected.mT)
+    above = projected - floor * inside.diag_embed().to(projected)
+    skew = torch.linalg.matrix_norm(above - above.mT) / torch.linalg.matrix_norm(above + above.mT)
     return SquareRoot(
         krylov.combination(coordinates)[..., 0, :],
         torch.where(own, values, math.inf).amin(-1),
         krylov.exhausted,
-        skew.nan_to_num(0.0),
+        skew.nan_to_num(0.0) if krylov.steps > 1 else torch.full_like(skew, math.nan),
         krylov.steps,
     )
 

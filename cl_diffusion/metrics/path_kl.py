@@ -58,7 +58,7 @@ def path_kl(
     Each step splits into ``KL(q || N(mu, Sigma))``, which no covariance avoids, and ``1/2 (log |Sigma'| / |Sigma| +
     tr(Sigma'^-1 Sigma) - d)``. The first is integrated over each component by tensor Gauss-Hermite quadrature, so in
     two or three dimensions; only ``x_t`` is Monte Carlo, the same noise for every covariance and number of steps. The
-    prior's term is not in it.
+    prior's term is not in it (``prior_kl``); with that it bounds ``KL(q(x_0) || p(x_0))``, the likelihood lost.
 
     Args:
         mixture: the data.
@@ -81,6 +81,27 @@ def path_kl(
         for name, covariance in covariances.items():
             totals[name] += float((unavoidable + divergence(full(q, clean), covariance(q, clean))).mean())
     return totals
+
+
+def prior_kl(mixture: GaussianMixture, schedule: NoiseSchedule, *, nodes: int = 28) -> float:
+    """``KL(q(x_T) || N(0, I))`` in nats, what starting from pure noise costs beside the path; any sampler pays it.
+
+    Args:
+        mixture: the data.
+        schedule: whose last timestep is ``T``.
+        nodes: of the quadrature, for each dimension.
+    """
+    abar = schedule.alpha_bar_at(schedule.num_steps - 1)
+    eye = torch.eye(mixture.means.shape[-1], dtype=mixture.means.dtype)
+    last = Components(
+        mixture.weights[None] / mixture.weights.sum(),
+        math.sqrt(abar) * mixture.means[None],
+        abar * mixture.covariances[None] + (1 - abar) * eye,
+    )
+    covariance, mean = last.covariance, last.mean
+    trace = covariance.diagonal(dim1=-2, dim2=-1).sum(-1)
+    of_moments = (trace + mean.square().sum(-1) - len(eye) - torch.linalg.slogdet(covariance)[1]) / 2
+    return float(gaussian_excess(last, nodes) + of_moments)
 
 
 COVARIANCES: dict[str, Covariance] = {

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
@@ -18,21 +17,21 @@ from cl_diffusion.diffusion.network import declared_classes
 from cl_diffusion.diffusion.samplers import DDIMSampler, Sampler
 from cl_diffusion.fisher import OutputLoss, SquaredError
 from cl_diffusion.keys import KeyedBatch, derive_keys, keyed_uniform
+from cl_diffusion.modules.seeded_steps import SeededSteps
 from cl_diffusion.plain_hyperparameters import PlainHyperparameters
 from cl_diffusion.stream import ReplayBatch
 
 _VALIDATION_SEED = 0
 
 
-class DDPM(PlainHyperparameters, LightningModule):
+class DDPM(PlainHyperparameters, SeededSteps):
     """A denoising diffusion model (Ho et al. 2020, 2006.11239), class-conditional where its network is.
 
     Batches are ``(images, labels)`` or images alone, images in [-1, 1]. The training loss is the mean over samples of
     ``per_sample_loss``: the squared error of the prediction, mean over elements, at one uniform timestep a sample. A
     ``ReplayBatch`` is one batch of both its parts.
 
-    Every training step seeds torch's global generators from (seed of the fit, batches trained so far, process): a
-    resumed fit draws what the uninterrupted one does, and no two processes draw the same.
+    Training steps are seeded (``SeededSteps``): a resumed fit draws what the uninterrupted one does.
 
     Args:
         network: a diffusers 2-D model, or any module called as ``network(x_t, t, y)``.
@@ -76,8 +75,6 @@ class DDPM(PlainHyperparameters, LightningModule):
         self._optimizer = optimizer
         self._lr_scheduler = lr_scheduler
         self._task_losses: dict[int, MeanMetric] = {}
-        self._seed = 0
-        self._batches = 0
 
     @property
     def class_conditional(self) -> bool:
@@ -146,7 +143,7 @@ class DDPM(PlainHyperparameters, LightningModule):
 
     @override
     def setup(self, stage: str) -> None:
-        self.sampler.timesteps(self.denoiser.schedule)  # refuses more steps than there are, before training
+        self.sampler.check(self.denoiser)  # before training
         datamodule: Any = getattr(self.trainer, "datamodule", None)
         if not hasattr(datamodule, "image_shape") or not hasattr(datamodule, "num_classes"):
             return
@@ -155,16 +152,6 @@ class DDPM(PlainHyperparameters, LightningModule):
             raise ValueError(f"image_shape={tuple(self.image_shape)}, but the data module serves {tuple(shape)}")
         self.image_shape = tuple(shape)
         self.denoiser.check(self.image_shape, datamodule.num_classes)
-
-    @override
-    def on_fit_start(self) -> None:
-        self._seed = torch.initial_seed()
-
-    @override
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        key = derive_keys(self._seed, torch.tensor([self._batches]), draw=self.global_rank, purpose="training")
-        torch.manual_seed(int(key))
-        self._batches += 1
 
     @override
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -211,13 +198,13 @@ class DDPM(PlainHyperparameters, LightningModule):
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
         checkpoint["image_shape"] = self.image_shape
-        checkpoint["batches"] = self._batches
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
         self.image_shape = checkpoint.get("image_shape") or self.image_shape
-        self._batches = checkpoint.get("batches", 0)
         _check_same_architecture(dict(self.state_dict()), checkpoint["state_dict"])
 
     def _some_dropped(self, labels: Tensor, keys: Tensor | None) -> Tensor:

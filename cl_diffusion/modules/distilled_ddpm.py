@@ -47,6 +47,11 @@ class DistilledDDPM(DistillationMixin, DDPM):
         **options: Any,
     ) -> None:
         super().__init__(network, **options)
+        if self.denoiser.learned_variance:
+            raise ValueError(
+                "learned_variance=True: a rehearsal is of the prediction, and the variance would be learned of the "
+                "current task alone; use DDPM, whose loss of replayed images trains both"
+            )
         self.rehearsal = rehearsal or GenerativeDistillation()
         self.noise_of_replay = noise_of_replay
         self.bands = bands

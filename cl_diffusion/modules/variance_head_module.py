@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from torchmetrics import MeanMetric
@@ -16,6 +15,7 @@ from cl_diffusion.diffusion import DenoisingLoss
 from cl_diffusion.diffusion.variance_head import Target, VarianceHead
 from cl_diffusion.keys import KeyedBatch, derive_keys, keyed_normal
 from cl_diffusion.modules.ddpm import DDPM
+from cl_diffusion.modules.seeded_steps import SeededSteps
 from cl_diffusion.plain_hyperparameters import PlainHyperparameters
 
 HEAD_FILE = "variance_head.safetensors"
@@ -23,7 +23,7 @@ HEAD_FILE = "variance_head.safetensors"
 _VALIDATION_SEED = 0
 
 
-class VarianceHeadModule(PlainHyperparameters, LightningModule):
+class VarianceHeadModule(PlainHyperparameters, SeededSteps):
     """A ``VarianceHead`` on the denoiser of a trained model, which is frozen and no part of the state.
 
     Batches are those of ``DDPM``. The head is saved to ``variance_head.safetensors`` in the run's folder when the fit
@@ -77,6 +77,7 @@ class VarianceHeadModule(PlainHyperparameters, LightningModule):
 
     @override
     def on_fit_start(self) -> None:
+        super().on_fit_start()
         self._frozen[0].to(self.device)
 
     @override

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from cl_diffusion.cli import command_line, main
@@ -76,6 +77,36 @@ def test_evaluation_needs_nothing_but_the_checkpoint(
     assert f"{name}/task_1" in printed
     assert f"{name}/task_2" in printed
     assert not list(folder.iterdir())
+
+
+@pytest.mark.parametrize("by", ["word", "file"])
+def test_another_sampler_than_the_checkpoints_has_its_own_defaults(
+    by: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The checkpoint names a DDIM sampler with all its arguments; its ``eta`` of 0 is not that of others."""
+    (tmp_path / "sampler.yaml").write_text(
+        yaml.safe_dump({"model": {"init_args": {"sampler": {"class_path": "HutchinsonSampler"}}}})
+    )
+    words = ["--model.sampler", "HutchinsonSampler"] if by == "word" else ["-c", str(tmp_path / "sampler.yaml")]
+    with pytest.raises(SystemExit):
+        main(["validate", "--ckpt_path", str(run / "checkpoints" / "last.ckpt"), *words, "--print_config"])
+    model = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]
+    assert model["sampler"]["init_args"]["eta"] == 1.0
+    assert model["sampler"]["init_args"]["steps"] == 25
+    assert model["network"]["init_args"]["sample_size"] == 8
+    with pytest.raises(SystemExit):
+        main(
+            [
+                "validate",
+                "--ckpt_path",
+                str(run / "checkpoints" / "last.ckpt"),
+                "--model.sampler.steps=7",
+                "--print_config",
+            ]
+        )
+    sampler = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]["sampler"]
+    assert sampler["class_path"].endswith("DDIMSampler")
+    assert sampler["init_args"]["steps"] == 7
 
 
 def test_predict_draws_the_classes_asked_for_and_never_writes_over_an_earlier_picture(run: Path, folder: Path) -> None:

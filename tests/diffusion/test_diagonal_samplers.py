@@ -63,6 +63,21 @@ def test_the_analytic_variance_is_the_mean_posterior_variance() -> None:
         assert float(noise.square().mean()) == pytest.approx(q.variance + q.c0**2 * float(known), rel=0.05)
 
 
+def test_what_is_added_stays_in_the_range_of_images_and_within_the_bound() -> None:
+    """A denoiser that knows nothing, of which the Jacobian says too much."""
+    denoiser, one = gaussian_denoiser(SCHEDULE, 50.0), torch.ones(2, *SHAPE, dtype=torch.float64)
+    q, x_t = posterior(SCHEDULE, 5, 20), 0.1 * one
+    x0, _ = denoiser.estimates_at(x_t, 20)
+    at = Reverse(denoiser, x_t, None, Step(5, 20), q, math.inf)
+    noise = drawn(HutchinsonSampler(probes=1), at, lambda: one)
+    torch.testing.assert_close(noise.square(), q.variance + q.c0**2 * (1 - x0.square()).clamp(min=0))
+    unknown = AnalyticSampler(NoiseStatistics(torch.full((40,), -10.0, dtype=torch.float64)))
+    torch.testing.assert_close(drawn(unknown, at, lambda: one).square(), one * (q.variance + q.c0**2))
+    bounded = at._replace(largest=0.01)
+    for sampler in (unknown, HutchinsonSampler(probes=1)):
+        torch.testing.assert_close(drawn(sampler, bounded, lambda: one), 0.01 * one)
+
+
 def test_few_analytic_steps_keep_the_variance_of_gaussian_data(tmp_path: Path) -> None:
     denoiser, timesteps = gaussian_denoiser(SCHEDULE, 0.5), [39, 29, 20, 10, 0]
     images = 0.5 * torch.randn(500, 1, 8, 8, generator=generator(1), dtype=torch.float64)

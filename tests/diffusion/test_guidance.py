@@ -178,7 +178,7 @@ def test_what_cannot_be_guided_is_refused() -> None:
         with pytest.raises(ValueError, match="labels=None: classifier"):
             sampler.sample(Denoiser(Wave(), SCHEDULE, null_class=3), SHAPE, num_images=1)
     conditional = Denoiser(tiny_unet(sample_size=8), SCHEDULE)
-    with pytest.raises(ValueError, match="the network embeds classes"):
+    with pytest.raises(ValueError, match="draws with labels alone: give ClassifierGuidance.conditional=True."):
         ClassifierGuidance(AncestralSampler(2), Pooled()).sample(conditional, (1, 8, 8), labels)
     ClassifierGuidance(AncestralSampler(2), Pooled(), conditional=True).sample(conditional, (1, 8, 8), labels)
     with pytest.raises(ValueError, match="labels run from 3 to 3, but the network embeds num_classes=2"):

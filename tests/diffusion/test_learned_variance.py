@@ -98,6 +98,15 @@ def test_the_bound_trains_the_variance_alone_and_towards_the_posterior_of_gaussi
     torch.testing.assert_close(gradient(HybridLoss(), learned(gaussian_denoiser(SCHEDULE, STD).network)), plain)
 
 
+def test_the_bound_has_its_published_weight() -> None:
+    drawn = DrawnBatch(normal(3, 1, 2, 2), None, torch.tensor([0, 5, 39]), normal(3, 1, 2, 2, seed=1))
+    denoiser = learned(Wave().eval())
+    x_t = SCHEDULE.add_noise(drawn.images, drawn.noise, drawn.timesteps)
+    x0, _ = denoiser.estimates_at(x_t, drawn.timesteps)
+    bound = bits(SCHEDULE, drawn.images, x0, torch.zeros_like(x0), drawn.timesteps).flatten(1).mean(1)
+    torch.testing.assert_close(HybridLoss()(denoiser, drawn), DenoisingLoss()(denoiser, drawn) + 1e-3 * 40 * bound)
+
+
 def test_half_sums_are_half_the_dimension_times_the_means() -> None:
     images = normal(3, 1, 2, 2)
     drawn = DrawnBatch(images, None, torch.tensor([0, 5, 39]), normal(3, 1, 2, 2, seed=1))

@@ -120,14 +120,21 @@ def test_products_of_a_trained_shape_of_network_agree_with_the_jacobian() -> Non
     assert not torch.allclose(found["jvp"], found["vjp"], rtol=1e-3)
 
 
-def test_what_gives_no_gradient_is_refused_and_has_differences() -> None:
+@pytest.mark.parametrize("prediction", ["epsilon", "x0", "v"])
+@pytest.mark.parametrize("where", ["input", "output"])
+def test_what_gives_no_gradient_is_refused_and_has_differences(prediction: Any, where: str) -> None:
+    """Also where the estimate of x0 depends on x_t besides, by what the prediction is mixed with."""
+
     class Detached(Skew):
         def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-            return super().forward(x.detach(), t).detach()
+            return super().forward(x, t).detach() if where == "output" else super().forward(x.detach(), t)
 
-    denoiser = Denoiser(Detached(), SCHEDULE, "x0")
-    with pytest.raises(RuntimeError, match="does not depend on its input differentiably.*product='differences'"):
-        Tweedie(denoiser, noisy(), 3)
+    denoiser = Denoiser(Detached(), SCHEDULE, prediction)
+    for product in ("vjp", "jvp", "symmetric"):
+        with pytest.raises(RuntimeError, match="does not depend on its input differentiably.*product='differences'"):
+            Tweedie(denoiser, noisy(), 3, product=product).covariance(noisy())
+    with pytest.raises(ValueError, match="product='differences' of a network in torch.bfloat16"):
+        Tweedie(Denoiser(Skew().bfloat16(), SCHEDULE, prediction), noisy(), 3, product="differences")
     assert Tweedie(denoiser, noisy(), 3, product="differences").covariance(noisy()).isfinite().all()
     with pytest.raises(ValueError, match="product='hvp'; expected one of 'vjp'"):
         Tweedie(denoiser, noisy(), 3, product="hvp")  # type: ignore[arg-type]

@@ -119,6 +119,17 @@ def test_the_elements_of_the_posterior_variance_stay_in_the_range_of_images() ->
         torch.testing.assert_close(covariance.product(one), one * (q.variance + q.c0**2 * clean))
 
 
+def test_a_head_draws_from_a_network_in_half_precision_within_its_bound() -> None:
+    network = tiny_unet(num_class_embeds=None, sample_size=8).to(torch.bfloat16)
+    denoiser, head = Denoiser(network, SCHEDULE), VarianceHead.on(network, 1)
+    images = LearnedDiagonalSampler(head, 3).sample(denoiser, (1, 8, 8), num_images=2)
+    assert images.dtype == torch.float32
+    assert images.isfinite().all()
+    x_t, q, one = normal(2, 1, 8, 8).float(), posterior(SCHEDULE, 5, T), torch.ones(2, 1, 8, 8)
+    at = Reverse(denoiser, x_t, None, Step(5, T), q, largest=0.01)
+    torch.testing.assert_close(LearnedDiagonalSampler(head).covariance(at, lambda: one).noise(lambda: one), 0.01 * one)
+
+
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="target='nll'; expected one of 'npr', 'sn', 'ocm'"):
         VarianceHead(4, 1, "nll")  # type: ignore[arg-type]

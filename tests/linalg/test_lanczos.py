@@ -271,3 +271,13 @@ def test_a_matrix_that_is_not_symmetric_is_seen_to_be_none() -> None:
     found = square_root(product(matrix + 0.1 * (skew - skew.T)), normal(8), 8)
     assert float(found.asymmetry) > 0.01
     torch.testing.assert_close(found.product, product(root_of(matrix))(normal(8)))
+
+
+def test_a_product_that_is_not_finite_is_refused_beside_one_that_ends_at_once() -> None:
+    def matvec(v: Tensor) -> Tensor:
+        product = 2 * v
+        product[1] = torch.nan
+        return product
+
+    with pytest.raises(FloatingPointError, match="product 1 with the matrix is not finite"):
+        square_root(matvec, torch.randn(2, 8, generator=torch.Generator().manual_seed(0)), 3)

@@ -9,7 +9,7 @@ import torch
 
 from cl_diffusion.diffusion import NoiseSchedule
 from cl_diffusion.diffusion.mixture import GaussianMixture
-from cl_diffusion.metrics.path_kl import COVARIANCES, divergence, gaussian_excess, lanczos_path_kl, path_kl
+from cl_diffusion.metrics.path_kl import COVARIANCES, divergence, gaussian_excess, lanczos_path_kl, path_kl, prior_kl
 
 D = torch.float64
 BROAD = GaussianMixture(
@@ -83,3 +83,24 @@ def test_the_excess_is_that_of_sampling() -> None:
     gaussian = torch.distributions.MultivariateNormal(step.mean, step.covariance)
     ratio = step.log_density(draws[:, None, :])[:, 0] - gaussian.log_prob(draws)
     assert abs(float(gaussian_excess(step, 20)) - float(ratio.mean())) < 5 * float(ratio.std()) / 200_000**0.5
+
+
+def test_the_prior_costs_what_is_left_of_the_data() -> None:
+    """A Gaussian in closed form; a mixture by drawing from it."""
+    schedule = NoiseSchedule([0.7])
+    gaussian = GaussianMixture(BROAD.weights[:1], BROAD.means[1:2], BROAD.covariances[1:2])
+    sigma = 0.7 * BROAD.covariances[1] + 0.3 * torch.eye(2, dtype=D)
+    square = float(0.7 * BROAD.means[1].square().sum())
+    known = (float(sigma.trace()) + square - 2 - float(torch.logdet(sigma))) / 2
+    assert prior_kl(gaussian, schedule, nodes=6) == pytest.approx(known)
+    x0 = BROAD.sample(100_000, torch.Generator().manual_seed(0))
+    x = math.sqrt(0.7) * x0 + math.sqrt(0.3) * torch.randn(
+        x0.shape, dtype=D, generator=torch.Generator().manual_seed(1)
+    )
+    parts = [
+        torch.distributions.MultivariateNormal(math.sqrt(0.7) * m, 0.7 * s + 0.3 * torch.eye(2, dtype=D)).log_prob(x)
+        for m, s in zip(BROAD.means, BROAD.covariances, strict=True)
+    ]
+    log_q = torch.logsumexp(torch.stack(parts, 1) + BROAD.weights.log(), 1)
+    log_p = -x.square().sum(1) / 2 - math.log(2 * math.pi)
+    assert prior_kl(BROAD, schedule) == pytest.approx(float((log_q - log_p).mean()), rel=0.03)

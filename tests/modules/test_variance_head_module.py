@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from lightning.pytorch import Trainer
+from lightning.pytorch import Trainer, seed_everything
+from torch.utils.data import DataLoader
 
 from cl_diffusion import DDPM, TaskDataModule, VarianceHeadModule
 from cl_diffusion.cli import main
@@ -59,6 +60,27 @@ def test_the_denoiser_is_left_as_it_was_and_the_loss_falls(tmp_path: Path) -> No
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     images = model.sample(torch.tensor([1]), sampler=LearnedDiagonalSampler(module.head, 3))
     assert images.isfinite().all()
+
+
+def test_a_resumed_head_is_the_uninterrupted_one(tmp_path: Path) -> None:
+    images = torch.rand(32, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+    def head(epochs: int, checkpoint: Path | None = None) -> VarianceHeadModule:
+        seed_everything(0)
+        module = VarianceHeadModule(DDPM(unet(num_class_embeds=None), image_shape=(1, 8, 8)), width=8)
+        trainer = Trainer(
+            max_epochs=epochs, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+            default_root_dir=tmp_path, enable_checkpointing=False,
+            num_sanity_val_steps=0,
+        )  # fmt: skip
+        trainer.fit(module, DataLoader(images, batch_size=8), ckpt_path=checkpoint, weights_only=True)
+        trainer.save_checkpoint(tmp_path / f"after_{epochs}.ckpt")
+        return module
+
+    whole = head(4).head.state_dict()
+    head(2)
+    resumed = head(4, tmp_path / "after_2.ckpt").head.state_dict()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
 def test_what_is_no_trained_model_is_refused(tmp_path: Path) -> None:

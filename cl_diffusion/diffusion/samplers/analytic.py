@@ -111,13 +111,16 @@ class AnalyticSampler(GaussianSampler):
     @override
     def covariance(self, reverse: Reverse, normal: Normal) -> Covariance:
         t, q, gamma = reverse.step.t, reverse.posterior, self.statistics.gamma
-        if t >= len(gamma) or math.isnan(float(gamma[t])):
-            known = (~gamma.isnan()).nonzero().flatten().tolist()
-            raise ValueError(
-                f"statistics are known at timesteps {known}, and the chain visits {t}: estimate them at "
-                "sampler.timesteps(denoiser.schedule)"
-            )
         abar = reverse.denoiser.schedule.alpha_bar_at(t)
         clean = min(max((1 - abar) / abar * (1 - float(gamma[t])), 0.0), 1.0)
         x0, _ = reverse.denoiser.estimates_at(reverse.x_t, t, reverse.labels)
         return Elementwise(x0, q.variance + q.c0**2 * clean, reverse.largest)
+
+    @override
+    def check(self, denoiser: Denoiser) -> None:
+        known = (~self.statistics.gamma.isnan()).nonzero().flatten().tolist()
+        if missing := [t for t in self.timesteps(denoiser.schedule)[:-1] if t not in known]:
+            raise ValueError(
+                f"statistics are known at timesteps {known}, and the chain visits {missing[0]}: estimate them at "
+                "sampler.timesteps(denoiser.schedule)"
+            )

@@ -7,7 +7,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import NamedTuple, final
 
-import torch
 from torch import Tensor
 from typing_extensions import override
 
@@ -60,7 +59,8 @@ class Elementwise(Covariance):
 
     def __init__(self, x0: Tensor, variance: Tensor | float, largest: float = math.inf) -> None:
         self.x0 = x0
-        self.variance = torch.as_tensor(variance).to(x0).clamp(max=largest**2)
+        given = variance if isinstance(variance, Tensor) else x0.new_tensor(variance)
+        self.variance = given.to(x0).clamp(max=largest**2)
 
     @override
     def noise(self, normal: Normal) -> Tensor:

@@ -78,6 +78,11 @@ class ClassifierFreeGuidance(Sampler):
         return self.sampler.step(GuidedDenoiser(denoiser, self.scale), x_t, labels, step, normal)
 
     @override
+    def check(self, denoiser: Denoiser) -> None:
+        super().check(denoiser)
+        self.sampler.check(GuidedDenoiser(denoiser, self.scale))
+
+    @override
     def evaluations(self, schedule: NoiseSchedule) -> int:
         return 2 * self.sampler.evaluations(schedule)
 
@@ -128,6 +133,11 @@ class ClassifierGuidance(Sampler):
                 chosen = logits.log_softmax(1).gather(1, target.clone()[:, None]).sum()
                 return self.scale * torch.autograd.grad(chosen, x)[0]
 
+        if not self.conditional and denoiser.takes_labels and denoiser.null_class is None and denoiser.num_classes:
+            raise ValueError(
+                "the denoiser draws with labels alone: give ClassifierGuidance(conditional=True), by which it is given "
+                "them beside the guidance, or a model that was trained with DDPM(label_dropout=...)"
+            )
         own = labels if self.conditional else None
         return self.sampler.tilted_step(denoiser, x_t, own, step, normal, gradient)
 

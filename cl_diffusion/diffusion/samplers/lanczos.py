@@ -21,9 +21,11 @@ _CHANCE = 9.0
 class StepReport(NamedTuple):
     """What a step's covariance was seen to be.
 
-    ``asymmetry``: of the denoiser's Jacobian in the Krylov space, mean over images (see ``square_root``).
+    ``asymmetry``: of ``Cov[x0 | x_t]`` in the Krylov space, mean over images; NaN of a single product, and rounding
+    where ``symmetrize``.
     ``smallest``: the least eigenvalue seen of any image, before it is raised to ``floor``. ``exhausted``: the
-    share of images whose Krylov space ended early, so that the root is exact. ``evaluations``: of the network.
+    share of images whose Krylov space ended early, so that the root is exact. ``evaluations``: of the
+    denoiser, a guided one counting once.
     ``factor``: what the covariance was multiplied by to be one of images in [-1, 1], mean over images; 1: it was one.
     """
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 from typing_extensions import override
 
-from cl_diffusion.diffusion.prediction import x0_and_noise
+from cl_diffusion.diffusion.denoiser import Denoiser
 from cl_diffusion.diffusion.samplers.gaussian import Covariance, Elementwise, GaussianSampler, Normal, Reverse
 from cl_diffusion.diffusion.samplers.trajectory import Spacing, Steps
 
@@ -41,16 +40,20 @@ class LearnedVarianceSampler(GaussianSampler):
 
     @override
     def covariance(self, reverse: Reverse, normal: Normal) -> Covariance:
-        denoiser, q = reverse.denoiser, reverse.posterior
-        x_t = reverse.x_t.to(denoiser.dtype)
-        t = torch.full((len(x_t),), reverse.step.t, device=x_t.device)
-        prediction, variance = denoiser.output(x_t, t, reverse.labels)
-        if variance is None:
+        denoiser, q, t = reverse.denoiser, reverse.posterior, reverse.step.t
+        self.check(denoiser)
+        prediction, variance = denoiser.output_at(reverse.x_t, t, reverse.labels)
+        assert variance is not None
+        x0, _ = denoiser.estimates_of(prediction, reverse.x_t, t)
+        v: Tensor = (variance + 1) / 2
+        logarithm = v * math.log(q.beta) + (1 - v) * math.log(q.variance)
+        return Elementwise(x0, logarithm.exp(), reverse.largest)
+
+    @override
+    def check(self, denoiser: Denoiser) -> None:
+        super().check(denoiser)
+        if not denoiser.learned_variance:
             raise ValueError(
                 "the denoiser has learned no variance: train DDPM(learned_variance=True), whose network returns twice "
                 "the images' channels, or use LanczosGaussianSampler, which needs no training"
             )
-        x0, _ = x0_and_noise(denoiser.prediction, prediction, x_t, denoiser.schedule.scales(t, like=x_t))
-        v: Tensor = (variance.to(reverse.x_t) + 1) / 2
-        logarithm = v * math.log(q.beta) + (1 - v) * math.log(q.variance)
-        return Elementwise(x0.to(reverse.x_t), logarithm.exp(), reverse.largest)

@@ -56,6 +56,14 @@ class Sampler(ABC):
         """
         return trajectory(schedule.num_steps, self.steps, self.spacing)
 
+    def check(self, denoiser: Denoiser) -> None:
+        """Refuse, before anything is trained or drawn, a denoiser that the sampler cannot draw from.
+
+        Raises:
+            ValueError: says what the denoiser lacks.
+        """
+        self.timesteps(denoiser.schedule)
+
     def evaluations(self, schedule: NoiseSchedule) -> int:
         """Evaluations of the network for a chain, a product with its Jacobian counting as one."""
         return len(self.timesteps(schedule))
@@ -88,6 +96,7 @@ class Sampler(ABC):
             ValueError: number of images or steps out of range, a label the network does not embed, or a value that is
                 not finite.
         """
+        self.check(denoiser)
         labels, count = _labels_and_count(denoiser, labels, num_images)
         with evaluation_mode(denoiser), torch.no_grad():
             *_, (_, x) = self.chain(denoiser, (count, *shape), labels, generator=generator, progress=progress)
@@ -115,13 +124,20 @@ class Sampler(ABC):
         yield visited[0], x
         for step in steps if progress is None else progress(steps):
             with evaluation_mode(denoiser), torch.no_grad():
-                x = self.step(denoiser, x, labels, step, normal)
+                try:
+                    x = self.step(denoiser, x, labels, step, normal)
+                except FloatingPointError as error:
+                    raise _not_finite(step, denoiser) from error
             if not x.isfinite().all():
-                raise ValueError(
-                    f"the step from t={step.t} to {step.s} gave values that are not finite: check the weights, and "
-                    f"that prediction={denoiser.prediction!r} is what the network was trained for."
-                )
+                raise _not_finite(step, denoiser)
             yield step.s, x
+
+
+def _not_finite(step: Step, denoiser: Denoiser) -> ValueError:
+    return ValueError(
+        f"the step from t={step.t} to {step.s} gave values that are not finite: check the weights, and that "
+        f"prediction={denoiser.prediction!r} is what the network was trained for."
+    )
 
 
 def _labels_and_count(denoiser: Denoiser, labels: Tensor | None, num_images: int | None) -> tuple[Tensor | None, int]:
