@@ -78,7 +78,7 @@ def test_each_image_of_a_batch_is_on_its_own() -> None:
 
 def test_isotropic_data_are_exact_with_one_product_and_no_nan() -> None:
     denoiser = gaussian_denoiser(SCHEDULE, 0.5)
-    sampler = LanczosGaussianSampler(20, lanczos_steps=5, clip=False, report=True)
+    sampler = LanczosGaussianSampler(20, lanczos_steps=5, clip=False, clip_pixel=None, report=True)
     x = sampler.sample(denoiser, (1, 32, 32), num_images=8, generator=torch.Generator().manual_seed(0))
     assert x.isfinite().all()
     assert x.var().item() == pytest.approx(0.25, rel=0.06)
@@ -90,7 +90,7 @@ def test_the_variance_of_gaussian_data_is_right_in_five_steps_where_small_and_la
     """The full covariance is exact for Gaussian data, whatever the number of steps."""
     variances = {}
     for name, sampler in {
-        "full": LanczosGaussianSampler(5, lanczos_steps=1, clip=False),
+        "full": LanczosGaussianSampler(5, lanczos_steps=1, clip=False, clip_pixel=None),
         "small": AncestralSampler(5, "small", clip=False),
         "large": AncestralSampler(5, "large", clip=False),
     }.items():
@@ -191,9 +191,9 @@ def test_every_covariance_has_the_variance_of_gaussian_data_on_any_process(kind:
         statistics = NoiseStatistics.of(denoiser, images, None, visited, torch.Generator().manual_seed(2))
         sampler = AnalyticSampler(statistics, 6, clip=False, clip_pixel=None, eta=eta)
     elif kind == "hutchinson":
-        sampler = HutchinsonSampler(6, probes=1, clip=False, eta=eta)
+        sampler = HutchinsonSampler(6, probes=1, clip=False, clip_pixel=None, eta=eta)
     else:
-        sampler = LanczosGaussianSampler(6, lanczos_steps=1, clip=False, eta=eta)
+        sampler = LanczosGaussianSampler(6, lanczos_steps=1, clip=False, clip_pixel=None, eta=eta)
     x = sampler.sample(denoiser, (1, 32, 32), num_images=16, generator=torch.Generator().manual_seed(0))
     last = posterior(SCHEDULE, -1, sampler.timesteps(SCHEDULE)[-1]).c0  # the last step returns the mean
     assert float(x.var()) == pytest.approx(0.25, rel=0.12), last

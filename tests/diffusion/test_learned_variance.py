@@ -121,7 +121,7 @@ def test_the_ends_of_the_range_are_the_small_and_the_large_variance(value: float
     images = [
         sampler.sample(denoiser, (1, 2, 2), num_images=4, generator=torch.Generator().manual_seed(0))
         for sampler, denoiser in (
-            (LearnedVarianceSampler(7), learned(Wave(), value)),
+            (LearnedVarianceSampler(7, clip_pixel=None), learned(Wave(), value)),
             (AncestralSampler(7, variance), Denoiser(Wave(), SCHEDULE, "x0")),  # type: ignore[arg-type]
         )
     ]
@@ -150,7 +150,10 @@ def test_guidance_keeps_the_variance_with_labels() -> None:
         ClassifierFreeGuidance(sampler, 3.0).sample(
             model, (1, 2, 2), labels, generator=torch.Generator().manual_seed(0)
         )
-        for sampler, model in ((LearnedVarianceSampler(6), denoiser), (AncestralSampler(6, "small"), small))
+        for sampler, model in (
+            (LearnedVarianceSampler(6, clip_pixel=None), denoiser),
+            (AncestralSampler(6, "small"), small),
+        )
     ]
     torch.testing.assert_close(*drawn)
 

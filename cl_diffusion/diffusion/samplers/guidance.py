@@ -143,7 +143,10 @@ class ClassifierGuidance(Sampler):
 
     @override
     def evaluations(self, schedule: NoiseSchedule) -> int:
-        """Of the denoiser; the classifier's are a forward and a backward a step besides."""
+        """Of the denoiser, at most: a step whose noise is bounded needs no product of the gradient.
+
+        The classifier's are a forward and a backward a step besides.
+        """
         inner = self.sampler
         one_more = isinstance(inner, LanczosGaussianSampler)
         per_step = product_evaluations(inner.product, 1) - product_evaluations(inner.product, 0) if one_more else 0  # type: ignore[attr-defined]

@@ -44,7 +44,7 @@ class HutchinsonSampler(GaussianSampler):
         steps: Steps = 25,
         probes: int = 3,
         clip: bool = True,
-        clip_pixel: float | None = None,
+        clip_pixel: float | None = 2.0,
         product: Product = "vjp",
         spacing: Spacing = "even",
         eta: float = 1.0,

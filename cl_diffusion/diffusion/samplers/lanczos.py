@@ -73,7 +73,7 @@ class LanczosGaussianSampler(GaussianSampler):
         lanczos_steps: int = 3,
         symmetrize: bool = False,
         clip: bool = True,
-        clip_pixel: float | None = None,
+        clip_pixel: float | None = 2.0,
         product: Product = "vjp",
         spacing: Spacing = "even",
         report: bool = False,

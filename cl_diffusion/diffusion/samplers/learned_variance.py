@@ -33,7 +33,7 @@ class LearnedVarianceSampler(GaussianSampler):
         self,
         steps: Steps = 25,
         clip: bool = True,
-        clip_pixel: float | None = None,
+        clip_pixel: float | None = 2.0,
         spacing: Spacing = "even",
     ) -> None:
         super().__init__(steps, clip, spacing, clip_pixel)
