@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torchmetrics import MeanMetric
 from typing_extensions import override
@@ -106,6 +107,7 @@ class VarianceHeadModule(PlainHyperparameters, SeededSteps):
             folder = Path(self.trainer.default_root_dir)
             folder.mkdir(parents=True, exist_ok=True)
             self.head.save(folder / HEAD_FILE)
+            rank_zero_info(f"variance head ({self.head.target}): {folder / HEAD_FILE}")
 
     @override
     def configure_optimizers(self) -> Any:
