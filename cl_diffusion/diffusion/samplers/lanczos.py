@@ -48,8 +48,8 @@ class LanczosGaussianSampler(GaussianSampler):
 
     Where the denoiser is exact, ``Sigma``'s eigenvalues are at least ``variance``, and ``tr Cov[x0 | x_t]`` at most
     ``sum 1 - x0hat^2`` for images in [-1, 1]. Where it is not, as those that predict noise are not near pure noise,
-    whose Jacobian's error is multiplied by ``1 / snr``, eigenvalues are raised to ``variance``, and with ``clip`` the
-    covariance is multiplied by what the trace, as the first product estimates it, is too large.
+    whose Jacobian's error is multiplied by ``1 / snr``, eigenvalues are raised to ``variance``, and with ``clip`` a
+    trace that the first product finds more than nine times too large is scaled down to that bound.
 
     Args:
         steps: number of steps, or the timesteps themselves; None: every timestep of the schedule.
