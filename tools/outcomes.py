@@ -7,6 +7,7 @@ import json
 import statistics
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from presets import PENALTIES, Preset
 from tables import interval, standard_error, table
 
 from cl_diffusion.metrics.continual_matrix import ContinualMatrix
-from cl_diffusion.metrics.generation_quality import HIGHER_IS_BETTER
+from cl_diffusion.metrics.generation_quality import higher_is_better
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Outcome:
         with (folder / "continual.csv").open(newline="") as file:
             for row in csv.DictReader(file):
                 name = row["metric"]
-                matrix = matrices.setdefault(name, ContinualMatrix(name, HIGHER_IS_BETTER[name]))
+                matrix = matrices.setdefault(name, ContinualMatrix(name, higher_is_better(name)))
                 matrix.record(int(row["after"]), int(row["task"]), float(row["value"]))
         return cls(matrices, json.loads((folder / "yardstick.json").read_text()))
 
@@ -89,13 +90,17 @@ class Comparison:
                 "new error": lambda run: run.matrices[error].entries[(last := run.matrices[error].last), last],
             }
         distance = "inception_distance" if self.inception else "frechet_distance"
-        return {
+        figures: dict[str, Figure] = {
             "AFID": lambda run: run.matrices[distance].average(),
             "forgetting": lambda run: run.matrices[distance].forgetting(),
             "class agreement": lambda run: run.matrices["class_agreement"].average(),
             "retention": lambda run: run.old("class_agreement"),
             "plasticity": lambda run: run.new("class_agreement"),
         }
+        for band in self.preset.bands:
+            figures[f"old, {band}"] = partial(Outcome.old_forgetting, metric=f"denoising_loss/{band}")
+            figures[f"new, {band}"] = partial(Outcome.new, metric=f"denoising_loss/{band}")
+        return figures
 
     def values(self, row: str, title: str) -> list[float]:
         """A figure on each seed."""
@@ -163,6 +168,12 @@ class Comparison:
                 "Means over seeds, plus or minus the standard error. Denoising losses on held-out images: of the tasks "
                 f"before the last, by how much they rose since they were learned, and of the last.{published}"
             )
+        bands = (
+            " By band of the signal-to-noise ratio: by how much the denoising loss of the tasks before the last has "
+            "risen since they were learned (old), and that of each task after the first when it was learned (new)."
+            if preset.bands
+            else ""
+        )
         distances = (
             "Distances are in 2048 Inception features (FID)."
             if self.inception
@@ -172,7 +183,7 @@ class Comparison:
         return (
             f"Means over seeds, plus or minus the standard error. {distances} Class agreement is that classifier's, of "
             f"held-out accuracy {self.accuracy:.3f}: of all tasks after the last; retention, of the tasks before the "
-            f"last; plasticity, of each task after the first when it was learned.{published}"
+            f"last; plasticity, of each task after the first when it was learned.{bands}{published}"
         )
 
     def _every_row(self) -> list[str]:

@@ -20,6 +20,9 @@ PENALTIES = {
     "iewc_rank1": "method/iewc_rank1",
     "iewc_sliced_diagonal": "method/iewc_sliced_diagonal",
     "iewc_sliced_rank1": "method/iewc_sliced_rank1",
+    "iewc_banded": "method/iewc_banded",
+    **{band: f"method/ewc_{band}" for band in ("low", "mid", "high")},
+    **{name: f"method/ewc_{name}" for name in ("isotropic", "random_direction", "other_task", "pure_noise")},
 }
 ALONE = {name: f"method/{name}" for name in ("finetune", "joint")}
 PARTS = {**REPLAYS, "masip": "published/generative_distillation", **PENALTIES, **ALONE}
@@ -57,6 +60,8 @@ class Preset:
         words_of: further arguments of a part.
         strengths: of a part's penalty, in place of its file's.
         error: the table is of denoising errors, not of generated images.
+        matched: a strength is a multiple of the trace of the rank one over all timesteps, whatever the penalty is.
+        bands: the table has the denoising losses in these bands too.
         published: of a method, the first figures of its row.
         source: of the published figures.
         note: what to know when comparing with them.
@@ -76,6 +81,8 @@ class Preset:
     words_of: Mapping[str, Sequence[str]] = field(default_factory=dict)
     strengths: Mapping[str, float] = field(default_factory=dict)
     error: bool = False
+    matched: bool = False
+    bands: Sequence[str] = ()
     published: Mapping[str, Sequence[float]] = field(default_factory=dict)
     source: str = ""
     note: str = ""
@@ -88,9 +95,17 @@ class Preset:
         """All arguments of a method but its strength."""
         return [*self.words, *(word for part in parts(method) for word in self.words_of.get(part, ()))]
 
-    def strength_of(self, method: str) -> float | None:
-        """The preset's strength; None leaves the file's."""
-        return next((self.strengths[part] for part in parts(method) if part in self.strengths), None)
+    def strength_of(self, method: str, given: float | None) -> list[str]:
+        """The arguments by which a penalty has the given strength, else the preset's; none leave the file's."""
+        preset = next((self.strengths[part] for part in parts(method) if part in self.strengths), None)
+        strength = preset if given is None else given
+        if strength is None:
+            return []
+        option = "--trainer.callbacks.strength"
+        if not self.matched:
+            return [f"{option}={strength}"]
+        reference = f"{option}.reference=cl_diffusion.fisher.MeanGradientFisher"
+        return [f"{option}=cl_diffusion.callbacks.TraceMatched", f"{option}.multiple={strength}", reference]
 
 
 def has_penalty(method: str) -> bool:
@@ -113,6 +128,20 @@ _RANK1_ROWS = {
     "fashion_mnist": ((5.7,), (104.0, 88.0), (99.9, 81.7), (96.9, 82.1), (19.1, 3.9), (27.7, 9.1), (15.4, 0.9)),
     "cifar10": ((23.3,), (115.4, 72.5), (128.6, 74.4), (120.0, 77.4), (61.2, 16.6), (72.6, 17.9), (50.5, 7.4)),
 }
+_DIRECTIONS = (
+    "rank1",
+    "low",
+    "mid",
+    "high",
+    "banded",
+    "iewc_rank1",
+    "iewc_banded",
+    "true_eigenpair",
+    "isotropic",
+    "random_direction",
+    "other_task",
+    "pure_noise",
+)
 _COLOUR = ("--model.network.init_args.in_channels=3", "--model.network.init_args.out_channels=3")
 
 
@@ -137,6 +166,18 @@ PRESETS = {
     "digits": Preset(
         ("base", "data/digits", "model/unet_8x8", "hardware/cpu"),
         ("--data.epochs_per_task=60", "--trainer.check_val_every_n_epoch=60"),
+    ),
+    "directions": Preset(
+        ("base", "data/digits", "model/unet_8x8", "hardware/cpu"),
+        (
+            "--data.classes=[0,1,2,3]",
+            "--data.epochs_per_task=60",
+            "--trainer.check_val_every_n_epoch=60",
+        ),
+        methods=("finetune", *_DIRECTIONS),
+        strengths=dict.fromkeys(_DIRECTIONS, 15000.0),
+        matched=True,
+        bands=("low", "mid", "high"),
     ),
     "mnist16": Preset(("base", "data/mnist16", "model/unet_16x16", "hardware/cpu")),
     **{dataset: _rank1(dataset, "paper") for dataset in _RANK1_ROWS},

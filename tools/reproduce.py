@@ -69,8 +69,7 @@ class Cell:
 
     def words(self, preset: Preset, extra: Sequence[str]) -> list[str]:
         """What is fitted, whatever the machine and folder: names below ``configs/``, and arguments."""
-        strength = preset.strength_of(self.method) if self.strength is None else self.strength
-        chosen = [] if strength is None else [f"--trainer.callbacks.strength={strength}"]
+        chosen = preset.strength_of(self.method, self.strength)
         return [*preset.files_of(self.method), *preset.words_for(self.method), *chosen, *extra]
 
     def identity(self, preset: Preset, extra: Sequence[str]) -> dict[str, str]:

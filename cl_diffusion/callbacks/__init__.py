@@ -7,6 +7,7 @@ from cl_diffusion.callbacks.regularization.mas import MAS
 from cl_diffusion.callbacks.regularization.regularizer import Regularizer
 from cl_diffusion.callbacks.regularization.strength import Constant, Strength, TraceMatched, WarmUp
 from cl_diffusion.callbacks.regularization.synaptic_intelligence import SynapticIntelligence
+from cl_diffusion.callbacks.regularization.task_samples import OtherTask, OwnSamples, PureNoise, TaskSamples
 from cl_diffusion.callbacks.reset_optimizer import ResetOptimizer
 from cl_diffusion.callbacks.task import TaskCallback
 from cl_diffusion.callbacks.task_checkpoint import TaskCheckpoint
@@ -18,12 +19,16 @@ __all__ = [
     "ContinualMetrics",
     "L2Init",
     "L2SP",
+    "OtherTask",
+    "OwnSamples",
+    "PureNoise",
     "Regularizer",
     "ResetOptimizer",
     "Strength",
     "SynapticIntelligence",
     "TaskCallback",
     "TaskCheckpoint",
+    "TaskSamples",
     "TraceMatched",
     "WarmUp",
 ]

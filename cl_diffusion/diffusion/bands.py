@@ -78,6 +78,16 @@ class SNRBands(Bands):
             )
         self.bands = tuple(bands)
 
+    @classmethod
+    def by_quantile(
+        cls,
+        quantiles: Sequence[float] = (1 / 3, 2 / 3),
+        names: Sequence[str] = ("low", "mid", "high"),
+        schedule: NoiseSchedule | None = None,
+    ) -> SNRBands:
+        """``quantile_bands`` of a schedule, by default thirds of the linear one of 1000 steps."""
+        return cls(quantile_bands(schedule or NoiseSchedule.linear(), quantiles, names))
+
     @property
     @override
     def names(self) -> tuple[str, ...]:

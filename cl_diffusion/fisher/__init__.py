@@ -6,6 +6,7 @@ from cl_diffusion.fisher.criterion import Criterion, CrossEntropy, OutputLoss, S
 from cl_diffusion.fisher.diagonal import DiagonalFisher
 from cl_diffusion.fisher.estimator import FisherEstimator, estimate, try_out
 from cl_diffusion.fisher.gradient import LossGradients
+from cl_diffusion.fisher.isotropic import IsotropicFisher, RandomDirectionFisher
 from cl_diffusion.fisher.kronecker import KroneckerFisher
 from cl_diffusion.fisher.leading_eigenpairs import LeadingEigenpairsFisher
 from cl_diffusion.fisher.mean_gradient import MeanGradientFisher
@@ -23,6 +24,7 @@ __all__ = [
     "DiagonalFisher",
     "FisherEstimator",
     "GivenWeights",
+    "IsotropicFisher",
     "KroneckerFisher",
     "LeadingEigenpairsFisher",
     "LossGradients",
@@ -32,6 +34,7 @@ __all__ = [
     "OutputNormalized",
     "OutputSensitivity",
     "PathIntegral",
+    "RandomDirectionFisher",
     "SketchedDiagonalFisher",
     "SquaredError",
     "SquaredOutput",

@@ -19,6 +19,11 @@ HIGHER_IS_BETTER = {
 }
 
 
+def higher_is_better(metric: str) -> bool:
+    """Whether more of it is better; of ``"denoising_loss/low"``, the loss in one band, as of the whole."""
+    return HIGHER_IS_BETTER[metric.partition("/")[0]]
+
+
 class GenerationQuality:
     """Class agreement and Frechet distances of generated images, task by task.
 

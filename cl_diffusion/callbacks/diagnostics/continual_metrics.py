@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
+from cl_diffusion.bands import Bands
 from cl_diffusion.callbacks.batches import TransferredBatches, images_and_labels, joined, keyed
 from cl_diffusion.callbacks.diagnostics.continual_table import print_table, write_csv, write_yardstick
 from cl_diffusion.callbacks.diagnostics.sample_grid import log_grid
@@ -19,7 +20,7 @@ from cl_diffusion.diffusion.samplers import Sampler
 from cl_diffusion.evaluation_mode import evaluation_mode
 from cl_diffusion.keys import derive_keys
 from cl_diffusion.metrics.continual_matrix import ContinualMatrix
-from cl_diffusion.metrics.generation_quality import HIGHER_IS_BETTER, GenerationQuality
+from cl_diffusion.metrics.generation_quality import GenerationQuality, higher_is_better
 from cl_diffusion.metrics.reference_classifier import trained_reference
 from cl_diffusion.progress import track
 from cl_diffusion.stream import TaskStream
@@ -45,6 +46,7 @@ class ContinualMetrics(TaskCallback):
         batch_size: images drawn at a time.
         reference_steps: training steps of the reference classifier.
         seed: of the noise of images and losses, and of the reference classifier.
+        bands: the loss also in each of these, such as ``SNRBands.by_quantile()``; as ``denoising_loss/low``.
 
     Raises:
         TypeError: in ``setup``: the data module is not a ``TaskStream``, or the module has no ``per_sample_loss``.
@@ -58,6 +60,7 @@ class ContinualMetrics(TaskCallback):
         batch_size: int = 250,
         reference_steps: int = 1500,
         seed: int = 0,
+        bands: Bands | None = None,
     ) -> None:
         super().__init__()
         # A task may hold a single class, and the covariance of its images needs two of them.
@@ -75,6 +78,7 @@ class ContinualMetrics(TaskCallback):
         self.batch_size = batch_size
         self.reference_steps = reference_steps
         self.seed = seed
+        self.bands = bands
         self.matrices: dict[str, ContinualMatrix] = {}
         self._quality: GenerationQuality | None = None
 
@@ -108,13 +112,13 @@ class ContinualMetrics(TaskCallback):
         devices = [pl_module.device] if pl_module.device.type == "cuda" else []
         with evaluation_mode(pl_module), torch.no_grad(), torch.random.fork_rng(devices):
             for old in range(task + 1):
-                figures = {"denoising_loss": self._loss(trainer, pl_module, stream, old)}
+                figures = self._losses(trainer, pl_module, stream, old)
                 if self._quality is not None:
                     images, labels = self._draw_images(trainer, pl_module, stream, old)
                     figures |= self._quality(old, images, labels)
                     drawn.append((images, labels))
                 for name, value in figures.items():
-                    matrix = self.matrices.setdefault(name, ContinualMatrix(name, HIGHER_IS_BETTER[name]))
+                    matrix = self.matrices.setdefault(name, ContinualMatrix(name, higher_is_better(name)))
                     matrix.record(task + 1, old + 1, value)
         folder = Path(trainer.log_dir or trainer.default_root_dir)  # a broadcast: every process takes part
         if trainer.is_global_zero:
@@ -130,7 +134,7 @@ class ContinualMetrics(TaskCallback):
         super().load_state_dict(state_dict)
         self.matrices = {}
         for name, after, task, value in state_dict["rows"]:
-            self.matrices.setdefault(name, ContinualMatrix(name, HIGHER_IS_BETTER[name])).record(after, task, value)
+            self.matrices.setdefault(name, ContinualMatrix(name, higher_is_better(name))).record(after, task, value)
 
     def _prepare_quality(self, trainer: Trainer, pl_module: LightningModule) -> GenerationQuality:
         stream = _stream(trainer)
@@ -148,16 +152,23 @@ class ContinualMetrics(TaskCallback):
         rank_zero_info(f"reference classifier ({origin}): held-out accuracy {reference.held_out_accuracy:.3f}")
         return GenerationQuality(reference, [images for images, _ in held_out])
 
-    def _loss(self, trainer: Trainer, pl_module: Any, stream: TaskStream, task: int) -> float:
-        """The mean over held-out samples and draws."""
-        total, count = 0.0, 0
+    def _losses(self, trainer: Trainer, pl_module: Any, stream: TaskStream, task: int) -> dict[str, float]:
+        """The mean over held-out samples and draws, of all of them and of those in each band that holds any."""
+        names = [] if self.bands is None else [f"denoising_loss/{band}" for band in self.bands.names]
+        total, count = torch.zeros(1 + len(names), dtype=torch.float64), torch.zeros(1 + len(names))
         for draw in track(trainer, range(self.loss_draws), f"loss of task {task + 1}"):
             for batch, indices in TransferredBatches(trainer, keyed(stream.evaluation_dataloader(task))):
                 if callable(getattr(pl_module, "draw", None)):
                     batch = pl_module.draw(batch, derive_keys(self.seed, indices, draw))
-                losses = pl_module.per_sample_loss(batch)
-                total, count = total + float(losses.sum(dtype=torch.float64)), count + len(losses)
-        return total / count
+                losses = pl_module.per_sample_loss(batch).double().cpu()
+                inside = [torch.ones(len(losses), dtype=torch.bool)]
+                if self.bands is not None:
+                    position = self.bands(batch).cpu()
+                    inside += [position == number for number in range(len(names))]
+                total += torch.stack([losses[members].sum() for members in inside])
+                count += torch.stack([members.sum() for members in inside])
+        figures = zip(["denoising_loss", *names], total.tolist(), count.tolist(), strict=True)
+        return {name: loss / number for name, loss, number in figures if number}
 
     def _draw_images(self, trainer: Trainer, pl_module: Any, stream: TaskStream, task: int) -> tuple[Tensor, Tensor]:
         """``images_per_class`` images of each class of the task, and the classes asked for."""

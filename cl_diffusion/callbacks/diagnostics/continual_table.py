@@ -33,7 +33,11 @@ def write_yardstick(path: Path, yardstick: Mapping[str, Any]) -> None:
 
 
 def print_table(matrices: Collection[ContinualMatrix], title: str) -> None:
-    """For each task and metric: now, and in brackets when the task was learned; below, averages and forgetting."""
+    """For each task and metric: now, and in brackets when the task was learned; below, averages and forgetting.
+
+    What is of one band (``denoising_loss/low``) is left to the file.
+    """
+    matrices = [matrix for matrix in matrices if "/" not in matrix.name]
     table = Table(title=title, caption="now (when it was learned)")
     table.add_column("task")
     for matrix in matrices:

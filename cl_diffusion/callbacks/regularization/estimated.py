@@ -9,6 +9,7 @@ from typing_extensions import override
 
 from cl_diffusion.callbacks.regularization.regularizer import Regularizer
 from cl_diffusion.callbacks.regularization.sample_gradients import estimate_on_task, sample_loss
+from cl_diffusion.callbacks.regularization.task_samples import OwnSamples, TaskSamples
 from cl_diffusion.fisher import FisherEstimator
 from cl_diffusion.fisher.gradient import Loss
 from cl_diffusion.linalg import Diagonal, LowRank, Operator
@@ -26,6 +27,7 @@ class EstimatedImportance(Regularizer):
         name: in the log and in checkpoints.
         epochs_per_task: the clock of a project whose data module knows nothing of tasks.
         seed: of the draws that the module's loss makes.
+        samples: which samples; None is the task's own.
         **options: of ``Regularizer``.
 
     Raises:
@@ -40,11 +42,13 @@ class EstimatedImportance(Regularizer):
         epochs_per_task: int | None = None,
         *,
         seed: int = 0,
+        samples: TaskSamples | None = None,
         **options: Any,
     ) -> None:
         super().__init__(strength, name, epochs_per_task, **options)
         self.estimator = estimator
         self.seed = seed
+        self.samples = samples or OwnSamples()
         kind, called = estimator.kind, type(estimator).__name__
         if self.mode == "proximal" and kind not in (None, Diagonal.kind, LowRank.kind):
             raise ValueError(
@@ -62,6 +66,12 @@ class EstimatedImportance(Regularizer):
         return sample_loss(pl_module, self.estimator)
 
     @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if self.enabled and stage == "fit":
+            self.samples.check(trainer, pl_module)
+
+    @override
     def estimates(self, pl_module: LightningModule) -> list[tuple[FisherEstimator, Loss]]:
         return [(self.estimator, self.loss(pl_module)), *super().estimates(pl_module)]
 
@@ -71,8 +81,9 @@ class EstimatedImportance(Regularizer):
 
     @override
     def identity(self) -> dict[str, str]:
-        return self.estimator.identity()
+        return {**self.estimator.identity(), **self.samples.describe()}
 
     @override
     def importance(self, trainer: Trainer, pl_module: LightningModule, task: int) -> Operator:
-        return estimate_on_task(trainer, pl_module, self.estimator, task, self.loss(pl_module), seed=self.seed)
+        loss = self.loss(pl_module)
+        return estimate_on_task(trainer, pl_module, self.estimator, task, loss, seed=self.seed, samples=self.samples)

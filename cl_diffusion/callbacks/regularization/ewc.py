@@ -9,6 +9,7 @@ from typing_extensions import override
 from cl_diffusion.callbacks.regularization.estimated import EstimatedImportance
 from cl_diffusion.callbacks.regularization.regularizer import Mode
 from cl_diffusion.callbacks.regularization.strength import Strength
+from cl_diffusion.callbacks.regularization.task_samples import TaskSamples
 from cl_diffusion.fisher import FisherEstimator
 from cl_diffusion.linalg import Memory
 
@@ -32,6 +33,8 @@ class EWC(EstimatedImportance):
         memory: ``"merged"``, ``"separate"`` or ``"online"``; see ``Regularizer``.
         gamma: of the online memory.
         max_rank: low-rank terms keep so many eigenvalues.
+        samples: which samples ``fisher`` is estimated on; None is the task's own. ``OtherTask()`` and ``PureNoise()``
+            are controls: what holds as well with them does not remember the task.
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class EWC(EstimatedImportance):
         memory: Memory = "merged",
         gamma: float | None = None,
         max_rank: int | None = None,
+        samples: TaskSamples | None = None,
     ) -> None:
         if not isinstance(fisher, FisherEstimator):
             raise TypeError(f"fisher={fisher!r}; expected an estimator, such as DiagonalFisher()")
@@ -54,6 +58,7 @@ class EWC(EstimatedImportance):
             name,
             epochs_per_task,
             seed=seed,
+            samples=samples,
             mode=mode,
             memory=memory,
             gamma=gamma,

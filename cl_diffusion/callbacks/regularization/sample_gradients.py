@@ -11,7 +11,8 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from cl_diffusion.callbacks.batches import TransferredBatches, training_batches
+from cl_diffusion.callbacks.batches import TransferredBatches
+from cl_diffusion.callbacks.regularization.task_samples import OwnSamples, TaskSamples
 from cl_diffusion.callbacks.regularization.unrecorded import unrecorded
 from cl_diffusion.callbacks.task import task_stream
 from cl_diffusion.fisher import FisherEstimator, OneByOne, OutputLoss, SquaredOutput, estimate, try_out
@@ -49,12 +50,6 @@ def sample_loss(module: LightningModule, estimator: FisherEstimator) -> Loss:
     return OneByOne(_training_step)
 
 
-def task_batches(trainer: Trainer, task: int) -> Iterable[Any]:
-    """The task's own training batches."""
-    stream = task_stream(trainer)
-    return training_batches(trainer) if stream is None else stream.importance_dataloader(task)
-
-
 def estimate_on_task(
     trainer: Trainer,
     module: LightningModule,
@@ -64,9 +59,11 @@ def estimate_on_task(
     *,
     seed: int = 0,
     label: str = "Fisher",
+    samples: TaskSamples | None = None,
 ) -> Operator:
-    """The estimate on the task's own training samples, at the current weights."""
-    batches = track(trainer, task_batches(trainer, task), f"{label} of task {task + 1}")
+    """The estimate on the task's samples, by default its own training samples, at the current weights."""
+    samples = samples or OwnSamples()
+    batches = track(trainer, samples.batches(trainer, task), f"{label} of task {task + 1}")
     differentiated = loss or sample_loss(module, estimator)
     with unrecorded(trainer, module, weights=isinstance(differentiated, OneByOne)):
         return estimate(
@@ -74,9 +71,9 @@ def estimate_on_task(
             module,
             differentiated,
             TransferredBatches(trainer, batches),
-            draw=getattr(module, "draw", None),
+            draw=samples.draw(module),
             seed=seed,
-            identity=getattr(module, "loss_identity", None),
+            identity={**(getattr(module, "loss_identity", None) or {}), **samples.describe()},
             record={"task": task + 1},
         )
 

@@ -52,7 +52,9 @@ class Strength(ABC):
         if reference is None:
             return operator, {"resolved_strength": self.largest}
         identity, trace = operator.provenance.identity, float(operator.trace())
-        own = all(identity.get(field) == value for field, value in reference.identity().items())
+        own = "samples_of" not in identity and all(
+            identity.get(field) == value for field, value in reference.identity().items()
+        )
         target = trace if own else _trace(estimated(reference), operator.names)
         factor = target / trace if trace > 0 else 1.0
         scaled = operator.scaled(factor)
