@@ -1,6 +1,7 @@
 """Callbacks for any Lightning project; adapters over the rooms below."""
 
 from cl_diffusion.callbacks.diagnostics.continual_metrics import ContinualMetrics
+from cl_diffusion.callbacks.diagnostics.fisher_audit import FisherAudit
 from cl_diffusion.callbacks.regularization.ewc import EWC
 from cl_diffusion.callbacks.regularization.l2 import L2SP, L2Init
 from cl_diffusion.callbacks.regularization.mas import MAS
@@ -17,6 +18,7 @@ __all__ = [
     "MAS",
     "Constant",
     "ContinualMetrics",
+    "FisherAudit",
     "L2Init",
     "L2SP",
     "OtherTask",

@@ -51,7 +51,12 @@ class DenoisingLoss:
         self.reduction: Reduction = reduction
 
     def draw(
-        self, schedule: NoiseSchedule, images: Tensor, labels: Tensor | None = None, keys: Tensor | None = None
+        self,
+        schedule: NoiseSchedule,
+        images: Tensor,
+        labels: Tensor | None = None,
+        keys: Tensor | None = None,
+        band: SNRBand | None = None,
     ) -> DrawnBatch:
         """Draw a timestep and noise for each image.
 
@@ -61,6 +66,7 @@ class DenoisingLoss:
             labels: int64 ``(B,)``, passed through.
             keys: int64 ``(B,)`` from ``cl_diffusion.keys.derive_keys``. The draws of sample i are then a function of
                 ``keys[i]`` alone, the same on every device. None draws from torch's generator of the images' device.
+            band: in place of the loss's own.
 
         Raises:
             ValueError: images are not floating point, keys are not one an image, or the band is empty.
@@ -69,7 +75,8 @@ class DenoisingLoss:
             raise ValueError(f"images have dtype {images.dtype}: expected floating point, scaled to [-1, 1].")
         if keys is not None and keys.shape != images.shape[:1]:
             raise ValueError(f"keys have shape {tuple(keys.shape)}: expected ({len(images)},), one key an image.")
-        allowed = torch.arange(schedule.num_steps) if self.band is None else self.band.timesteps(schedule)
+        chosen = band or self.band
+        allowed = torch.arange(schedule.num_steps) if chosen is None else chosen.timesteps(schedule)
         if keys is None:
             choice = torch.randint(len(allowed), images.shape[:1], device=images.device)
             noise = torch.randn_like(images)

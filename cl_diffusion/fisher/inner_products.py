@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cl_diffusion.fisher.samples import Samples
 from cl_diffusion.fisher.undisturbed import undisturbed
-from cl_diffusion.linalg import parameters
+from cl_diffusion.linalg import Parameters, parameters
 
 _COLUMNS = 2**16
 
@@ -24,10 +24,20 @@ class Columns(NamedTuple):
 
 
 class InnerProducts(NamedTuple):
-    """``products``: ``K_ij = g_i^T g_j``, float64 ``(n, n)``, on the CPU. ``counts``: samples of each source."""
+    """Of the gradients of all samples of several sources, one source after the other, on the CPU.
+
+    ``products``: ``K_ij = g_i^T g_j``, float64 ``(n, n)``. ``indices``: of the samples of each source, ascending.
+    ``squares``: for a source that they were asked of, the same of the squared entries, ``(g_i * g_i)^T (g_j * g_j)``.
+    """
 
     products: Tensor
-    counts: list[int]
+    indices: list[Tensor]
+    squares: dict[int, Tensor]
+
+    @property
+    def counts(self) -> list[int]:
+        """Samples of each source."""
+        return [len(of) for of in self.indices]
 
     def members(self, source: int) -> Tensor:
         """The positions of a source's samples."""
@@ -36,20 +46,23 @@ class InnerProducts(NamedTuple):
 
 
 @torch.no_grad()
-def inner_products(sources: Sequence[Samples], memory_budget: int = 2**30) -> InnerProducts:
+def inner_products(
+    sources: Sequence[Samples], memory_budget: int = 2**30, squares: Collection[int] = ()
+) -> InnerProducts:
     """Of the gradients of all samples of all sources, which are views of one model at the same weights.
 
     A pass over the sources sees so many entries of the parameters that those of all samples' gradients fit the budget;
     there are as many passes as that takes, each the same gradients, for draws are a function of the keys. Where a
-    process group is initialised each process has its share of every source, and gets all products; a source's samples
-    are then in the order of the processes.
+    process group is initialised each process has its share of every source, and gets all products.
 
     Args:
         sources: a task, a band or a residual each, of the same parameters.
         memory_budget: bytes of gradients held at once, in the parameters' precision.
+        squares: the sources whose squared entries' products are asked for too.
 
     Raises:
-        ValueError: there are no samples, sources are of other parameters, or a loss changes from pass to pass.
+        ValueError: there are no samples, one comes twice in a source, sources are of other parameters, or a loss
+            changes from pass to pass.
         FloatingPointError: a gradient is not finite.
     """
     first = sources[0]
@@ -59,19 +72,71 @@ def inner_products(sources: Sequence[Samples], memory_budget: int = 2**30) -> In
     with undisturbed(first.population.model):
         for source in sources:
             source.require_repeatable()
-        counts = [
-            sum(source.gathered_objects(sum(len(drawn.indices) for drawn in source.drawn()))) for source in sources
-        ]
-        if not sum(counts):
+        indices = [source.gathered(_indices(source)) for source in sources]
+        if any(len(of.unique()) < len(of) for of in indices):
+            raise ValueError("a sample comes twice in a source: indices repeat, or a residual has several outcomes")
+        total = sum(len(of) for of in indices)
+        if not total:
             raise ValueError("batches hold no samples; expected at least one")
-        entries = memory_budget // (sum(counts) * first.gradients.dtype.itemsize)
-        total = torch.zeros(sum(counts), sum(counts), dtype=torch.float64, device=first.device)
-        for columns in _groups(first, max(1, entries)):
-            rows = torch.cat([source.gathered(_rows(source, columns)) for source in sources])
-            for part in rows.split(_COLUMNS, dim=1):
-                wide = part.to(first.device, torch.float64)
-                total += wide @ wide.T
-    return InnerProducts(total.cpu(), counts)
+        entries = max(1, memory_budget // (total * first.gradients.dtype.itemsize))
+        products = torch.zeros(total, total, dtype=torch.float64, device=first.device)
+        squared = {s: products.new_zeros(len(indices[s]), len(indices[s])) for s in squares}
+        for columns in _groups(first, entries):
+            rows = [source.gathered(_rows(source, columns)) for source in sources]
+            for wide in zip(*(of.split(_COLUMNS, dim=1) for of in rows), strict=True):
+                parts = [of.to(first.device, torch.float64) for of in wide]
+                _add_products(products, parts)
+                for s, sums in squared.items():
+                    square = parts[s].square()
+                    sums += square @ square.T
+    order = [of.argsort() for of in indices]
+    offsets = [sum(map(len, indices[:number])) for number in range(len(indices))]
+    sorted_ = torch.cat([offset + of for offset, of in zip(offsets, order, strict=True)])
+    return InnerProducts(
+        products.cpu()[sorted_][:, sorted_],
+        [of[by] for of, by in zip(indices, order, strict=True)],
+        {s: sums.cpu()[order[s]][:, order[s]] for s, sums in squared.items()},
+    )
+
+
+@torch.no_grad()
+def combination(sources: Sequence[Samples], found: InnerProducts, coordinates: Tensor) -> Parameters:
+    """``sum_i c_i g_i``, float64: a direction that is known by its coordinates, as a vector of parameters.
+
+    One ordinary backward a batch of the sources that take part.
+
+    Args:
+        sources: those that ``found`` is of.
+        found: their inner products.
+        coordinates: ``c``, ``(n,)``.
+    """
+    total = sources[0].zeros()
+    with undisturbed(sources[0].population.model):
+        for number, source in enumerate(sources):
+            own = coordinates[found.members(number)]
+            if not bool(own.any()):
+                continue
+            by_index = dict(zip(found.indices[number].tolist(), own.tolist(), strict=True))
+            for drawn in source.drawn():
+                weights = torch.tensor([by_index[index] for index in drawn.indices.tolist()], dtype=torch.float64)
+                parameters.add_mixed_(total, source.summed(drawn, weights))
+    sources[0].all_reduce(total)
+    return total
+
+
+def _indices(source: Samples) -> Tensor:
+    return torch.cat([torch.empty(0, dtype=torch.int64), *(drawn.indices for drawn in source.drawn())])
+
+
+def _add_products(total: Tensor, parts: Sequence[Tensor]) -> None:
+    """Add ``R R^T`` of the stacked rows, each block of two sources once."""
+    ends = [0, *torch.tensor([len(of) for of in parts]).cumsum(0).tolist()]
+    for number, of in enumerate(parts):
+        own = slice(ends[number], ends[number + 1])
+        block = torch.cat(list(parts[: number + 1])) @ of.T
+        total[: ends[number + 1], own] += block
+        if number:
+            total[own, : ends[number]] += block[: ends[number]].T
 
 
 def _groups(samples: Samples, entries: int) -> Iterator[list[Columns]]:

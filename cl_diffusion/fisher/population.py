@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -198,6 +198,18 @@ def _same_but_for_samples(x: Any, x_size: int, y: Any, y_size: int) -> bool:
     if isinstance(x, Tensor) and isinstance(y, Tensor):
         return x.dtype == y.dtype and torch.equal(x, y)
     return bool(x == y)
+
+
+Gathered = TypeVar("Gathered")
+
+
+def gathered_objects(mine: Gathered) -> list[Gathered]:
+    """A small object of each process, in the order of the processes."""
+    if world_size() == 1:
+        return [mine]
+    parts = [mine] * world_size()
+    dist.all_gather_object(parts, mine)
+    return parts
 
 
 def rank() -> int:

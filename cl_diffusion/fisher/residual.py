@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor
 from typing_extensions import override
 
@@ -106,6 +108,29 @@ class Expectation(Residual):
     @override
     def loss_weight(self, weight: Tensor) -> Tensor:
         return weight.sqrt()
+
+
+class OfOutput(Residual):
+    """``J^T dl/df(f')``: the model's Jacobian, with the residual that another output ``f'`` would leave.
+
+    Args:
+        output: ``(model, batch) -> f'``, of the shape of the model's output; not differentiated.
+    """
+
+    name = "of another output"
+
+    def __init__(self, output: Callable[[Any, Any], Tensor]) -> None:
+        self.output = output
+
+    @override
+    def randomness(self, loss: OutputLoss, model: Any, batch: Any, keys: Tensor) -> Tensor:
+        return self.output(model, batch).detach()
+
+    @override
+    def losses(self, criterion: Criterion, output: Tensor, target: Tensor, randomness: Tensor | None) -> Tensor:
+        assert randomness is not None
+        residual: Tensor = torch.func.grad(lambda f: criterion(f, target).sum())(randomness)
+        return (output * residual).flatten(1).sum(1)
 
 
 RESIDUALS: dict[str, Residual] = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -11,14 +11,21 @@ from torch import Tensor
 
 from cl_diffusion.fisher.gradient import LossGradients
 from cl_diffusion.fisher.layers import LayerGradients
-from cl_diffusion.fisher.population import Population, Rows, regrouped, select, world_size
+from cl_diffusion.fisher.population import (
+    Gathered,
+    Population,
+    Rows,
+    gathered_objects,
+    regrouped,
+    select,
+    world_size,
+)
 from cl_diffusion.fisher.residual import Expectation, Residual
 from cl_diffusion.fisher.sample_loss import Inputs, SampleLoss, SampleWeights, Terms
 from cl_diffusion.keys import derive_keys
 from cl_diffusion.linalg import Parameters, parameters
 
 Importance = Mapping[int, float]
-Gathered = TypeVar("Gathered")
 
 
 class Drawn(NamedTuple):
@@ -183,11 +190,7 @@ class Samples:
 
     def gathered_objects(self, mine: Gathered) -> list[Gathered]:
         """A small object of each process, in the order of the processes."""
-        if world_size() == 1:
-            return [mine]
-        parts = [mine] * world_size()
-        dist.all_gather_object(parts, mine)
-        return parts
+        return gathered_objects(mine)
 
     def require_repeatable(self) -> None:
         """Refuse a loss that changes from pass to pass, for an estimator whose passes must see one matrix.

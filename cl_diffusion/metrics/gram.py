@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -17,7 +18,9 @@ class Spectrum(NamedTuple):
         trace: their sum, ``E|g|^2``.
         leading_share: ``lambda_1 / trace``.
         second_to_first: ``lambda_2 / lambda_1``.
-        effective_rank: ``tr(F)^2 / tr(F^2)``.
+        effective_rank: ``tr(F)^2 / tr(F^2)``, at most ``n``.
+        effective_rank_corrected: the same with ``tr(F^2)`` from pairs of different samples, which has no bias: of the
+            matrix that the samples are drawn from, however few they are.
         leading_error: ``|F - lambda_1 v v^T|_F / |F|_F``, the least of any rank one.
         mean_error: ``|F - c mu mu^T|_F / |F|_F`` with the best ``c``.
         mean_share: ``|mu|^2 / trace``, about ``1 / n`` of gradients without a mean.
@@ -30,6 +33,7 @@ class Spectrum(NamedTuple):
     leading_share: float
     second_to_first: float
     effective_rank: float
+    effective_rank_corrected: float
     leading_error: float
     mean_error: float
     mean_share: float
@@ -105,6 +109,8 @@ class Gram:
         values = torch.linalg.eigvalsh(products / n).flip(0).clamp(min=0.0)
         trace, norm = float(values.sum()), float(torch.linalg.vector_norm(values))
         along_mean = products.mean(1)  # g_i^T mu
+        squares = products.square()
+        pairs = float(squares.sum() - squares.diagonal().sum()) / (n * (n - 1))
         mean_squared = self.inner(mu, mu)
         lengths = (products.diagonal() * mean_squared).clamp(min=0.0).sqrt()
         captured = float(along_mean.square().mean()) / mean_squared if mean_squared > 0 else 0.0
@@ -114,12 +120,34 @@ class Gram:
             leading_share=float(values[0]) / trace,
             second_to_first=float(values[1] / values[0]),
             effective_rank=(trace / norm) ** 2,
+            effective_rank_corrected=trace**2 / pairs if pairs > 0 else math.inf,
             leading_error=float(torch.linalg.vector_norm(values[1:])) / norm,
             mean_error=max(0.0, 1 - (captured / norm) ** 2) ** 0.5,
             mean_share=mean_squared / trace,
             cosine_to_mean=float((along_mean / lengths).nan_to_num(0.0, 0.0, 0.0).mean()),
             mean_to_leading=abs(self.cosine(mu, v)),
         )
+
+    def weighted(self, weights: Tensor) -> Gram:
+        """That of ``sqrt(a_i) g_i``; ``a`` is ``(n,)``, >= 0. ``F`` is then ``E[a g g^T]``."""
+        scale = weights.to(torch.float64).sqrt()
+        return Gram(scale[:, None] * self.products * scale)
+
+    def diagonal_error(self, squares: Tensor, members: Sequence[int] | Tensor) -> float:
+        """``|F - diag F|_F / |F|_F`` over some samples.
+
+        Args:
+            squares: inner products of their squared entries, ``(g_i * g_i)^T (g_j * g_j)``, in the members' order.
+            members: which samples.
+        """
+        chosen = self._members(members)
+        share = float(squares.sum() / self.products[chosen][:, chosen].square().sum())
+        error: float = max(0.0, 1 - share) ** 0.5
+        return error
+
+    def along(self, direction: Tensor, members: Sequence[int] | Tensor | None = None) -> float:
+        """``u^T F u`` of a direction, over some samples or all."""
+        return float((self.products[self._members(members)] @ direction).square().mean())
 
     def _members(self, members: Sequence[int] | Tensor | None) -> Tensor:
         return torch.arange(len(self)) if members is None else torch.as_tensor(members)

@@ -12,7 +12,9 @@ from torchmetrics import MeanMetric
 from typing_extensions import override
 
 from cl_diffusion.diffusion import Denoiser, DenoisingLoss, DrawnBatch, NoiseSchedule, Prediction, Reduction
+from cl_diffusion.diffusion.bands import SNRBand
 from cl_diffusion.diffusion.hybrid_loss import HybridLoss
+from cl_diffusion.diffusion.linear_surrogate import linear_output
 from cl_diffusion.diffusion.network import declared_classes
 from cl_diffusion.diffusion.samplers import DDIMSampler, Sampler
 from cl_diffusion.fisher import OutputLoss, SquaredError
@@ -101,12 +103,19 @@ class DDPM(PlainHyperparameters, SeededSteps):
             target=lambda module, drawn: module.loss.target(module.denoiser, drawn),
         )
 
-    def draw(self, batch: Any, keys: Tensor | None = None) -> DrawnBatch:
-        """The batch with its timesteps and noise; a function of ``keys`` (one 64-bit integer a sample) where given."""
+    def draw(self, batch: Any, keys: Tensor | None = None, band: SNRBand | None = None) -> DrawnBatch:
+        """The batch with its timesteps and noise; a function of ``keys`` (one 64-bit integer a sample) where given.
+
+        Timesteps are of all the law that the loss has, or of one band.
+        """
         images, labels = batch if isinstance(batch, (tuple, list)) else (batch, None)
         if labels is not None and self.label_dropout:
             labels = self._some_dropped(labels, keys)
-        return self.loss.draw(self.denoiser.schedule, images, labels, keys)
+        return self.loss.draw(self.denoiser.schedule, images, labels, keys, band)
+
+    def linear_output(self, drawn: DrawnBatch, second_moment: float) -> Tensor:
+        """What the best multiple of ``x_t`` would predict; ``second_moment`` is ``E|x0|^2 / d`` (``linear_output``)."""
+        return linear_output(self.denoiser, drawn, second_moment)
 
     def per_sample_loss(self, batch: Any) -> Tensor:
         """``(B,)``: the squared error, reduced over elements, deterministic for a ``DrawnBatch``."""

@@ -1,0 +1,156 @@
+"""What an audit measures of one module at its current weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cl_diffusion.callbacks.diagnostics.audit_record import AuditRecord
+from cl_diffusion.callbacks.diagnostics.audit_sources import AuditSources
+from cl_diffusion.fisher import OutputLoss, OutputNormalized
+from cl_diffusion.fisher.inner_products import InnerProducts, combination, inner_products
+from cl_diffusion.fisher.probe import Probe
+from cl_diffusion.fisher.residual import Empirical
+from cl_diffusion.fisher.samples import Samples
+from cl_diffusion.keys import derive_keys
+from cl_diffusion.linalg import Parameters, parameters
+from cl_diffusion.metrics.gradient_audit import ALL, NOISE, OTHER, OWN, TRUE, GradientAudit
+from cl_diffusion.metrics.gram import Gram
+from cl_diffusion.metrics.half_samples import Estimate
+from cl_diffusion.metrics.preservation import Damage, Preservation, Response
+from cl_diffusion.metrics.verdict import verdict
+
+Directions = dict[str, Parameters]
+Track = Callable[[Iterable[Any], str], Iterable[Any]]
+
+
+@dataclass(frozen=True)
+class AuditMeasurements:
+    """Gradients, steps and damage; see ``FisherAudit`` for the arguments.
+
+    Args:
+        track: shows progress.
+    """
+
+    radii: Sequence[float]
+    random: int
+    tau: float
+    memory_budget: int
+    repeats: int
+    seed: int
+    track: Track = field(default=lambda items, label: items)
+
+    def audit(self, subject: AuditSources, provenance: dict[str, Any]) -> tuple[AuditRecord, Directions]:
+        """What is found at the current weights, and the directions that it is about: unit vectors."""
+        by_kind = subject.sources()
+        sources, keys = list(by_kind.values()), list(by_kind)
+        own = [number for number, (_, kind) in enumerate(keys) if kind == OWN]
+        found = inner_products(sources, self.memory_budget, own)
+        weights = None
+        if isinstance(subject.loss, OutputLoss):
+            weights = torch.ones(len(found.products), dtype=torch.float64)
+            for number, (_, kind) in enumerate(keys):
+                if kind in (OWN, OTHER):
+                    weights[found.members(number)] = 1 / (self._sizes(sources[number]) + self.tau)
+        law = subject.law()
+        audit = GradientAudit(
+            Gram(found.products),
+            {key: found.members(number) for number, key in enumerate(keys)},
+            {keys[number][0]: found.squares[number] for number in own},
+            weights,
+            law,
+        )
+        directions = self._directions(sources, found, audit)
+        record = AuditRecord({**provenance, "law": law}, audit.estimates(self.repeats, self.seed), audit.spectra())
+        record.nonlinearity = subject.nonlinearity()
+        record.verdict = verdict(record.figures)
+        if self.radii:
+            like = dict(sources[0].gradients.parameters)
+            probed = {**directions, **random_directions(like, self.random, self.seed)}
+            for band in self.track(subject.names, "steps along directions"):
+                kept = self._preservation(subject, band, probed, directions)
+                record.preservation[band] = kept.estimates(self.repeats, self.seed)
+                record.predictions[band] = kept.table()
+        return record, directions
+
+    def damage(
+        self, subject: AuditSources, displacement: Parameters, directions: Directions
+    ) -> dict[str, dict[str, Estimate]]:
+        """What a displacement from the current weights does to the task, by band; nothing where there is none."""
+        squared = float(parameters.inner(displacement, displacement))
+        if squared == 0:
+            return {}
+        found: dict[str, dict[str, Estimate]] = {}
+        for band in self.track(subject.names, "damage along directions"):
+            probe = Probe(subject.population(band), draw=1)
+            along, without, held = {}, {}, {}
+            for name, v in directions.items():
+                direction = {key: tensor.to(displacement[key]) for key, tensor in v.items()}
+                projection = float(parameters.inner(direction, displacement))
+                part = parameters.scale(direction, projection)
+                along[name] = probe.changes(part)
+                without[name] = probe.changes(parameters.subtract(displacement, part))
+                held[name] = projection**2 / squared
+            damage = Damage(probe.changes(displacement), along, without, held, probe.slopes(displacement))
+            found[band] = damage.estimates(self.repeats, self.seed)
+        return found
+
+    def _directions(self, sources: Sequence[Samples], found: InnerProducts, audit: GradientAudit) -> Directions:
+        """The leading ones of each band, and over all timesteps the mean and what it is compared with."""
+        wanted = [f"v, {band}" for band in audit.bands] + [f"mu, {ALL}"]
+        wanted += [f"v of {kind}, {ALL}" for kind in (OTHER, NOISE, TRUE)]
+        coordinates = audit.directions()
+        return {
+            name: sources[0].to_parameters(combination(sources, found, coordinates[name]))
+            for name in wanted
+            if name in coordinates
+        }
+
+    def _preservation(
+        self, subject: AuditSources, band: str, probed: Directions, directions: Directions
+    ) -> Preservation:
+        """On draws that the directions have not seen."""
+        population = subject.population(band)
+        probe = Probe(population, draw=1)
+        length = float(parameters.norm(parameters.trainable_parameters(population.model)))
+        responses = {}
+        for name, u in probed.items():
+            lengths = [radius * length for radius in self.radii]
+            steps = {
+                r: (probe.changes(parameters.scale(u, r)), probe.changes(parameters.scale(u, -r))) for r in lengths
+            }
+            responses[name] = Response(probe.slopes(u), steps)
+        sizes = self._sizes(Samples(population, Empirical()), 1) if isinstance(subject.loss, OutputLoss) else None
+        rank_ones = {
+            f"the rank one of {of}": {
+                name: float(parameters.inner(u, directions[f"v, {of}"])) ** 2 for name, u in probed.items()
+            }
+            for of in dict.fromkeys((band, ALL))
+        }
+        return Preservation(responses, sizes, rank_ones)
+
+    def _sizes(self, source: Samples, draw: int = 0) -> Tensor:
+        """``s_i = |dl_i / df|^2``, float64, in ascending order of the samples' indices."""
+        size = OutputNormalized(tau=self.tau).size
+        parts = [(drawn.indices, size(source.terms(drawn)).double().cpu()) for drawn in source.drawn(draw)]
+        indices, sizes = (source.gathered(torch.cat(list(part))) for part in zip(*parts, strict=True))
+        return sizes[indices.argsort()]
+
+
+def random_directions(like: Parameters, count: int, seed: int) -> Directions:
+    """Unit directions that know of nothing: uniform on the sphere, and as many single coordinates."""
+    generator = torch.Generator().manual_seed(int(derive_keys(seed, torch.zeros(1, dtype=torch.int64))))
+    size = sum(p.numel() for p in like.values())
+    found: Directions = {}
+    for number in range(count):
+        uniform = torch.randn(size, generator=generator)
+        single = torch.zeros(size)
+        single[int(torch.randint(size, (1,), generator=generator))] = 1.0
+        for name, flat in (("random", uniform / torch.linalg.vector_norm(uniform)), ("coordinate", single)):
+            vector = parameters.unflatten(flat, like)
+            found[f"{name} {number + 1}"] = {key: part.to(like[key]) for key, part in vector.items()}
+    return found

@@ -1,0 +1,147 @@
+"""The pictures of an audit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cl_diffusion.callbacks.diagnostics.audit_record import AuditRecord
+from cl_diffusion.metrics.gradient_audit import ALL
+from cl_diffusion.metrics.half_samples import Estimate
+
+Figures = Mapping[str, Mapping[str, Estimate]]
+
+_AGREEMENT = {
+    "itself": "with itself",
+    "other_corrected": "another task's",
+    "relabelled_corrected": "another task's, same labels",
+    "noise_corrected": "pure noise's",
+}
+_REMAINDER = {
+    "remainder_sine": "measured",
+    "remainder_bound": "2 |R| / gap",
+    "remainder_sharp_bound": "sharp, for |R| < gap / 2",
+    "remainder_residual_bound": "a posteriori",
+}
+
+
+def draw_audit(record: AuditRecord, folder: Path) -> None:
+    """Write ``directions.png``, ``spectra.png``, ``remainder.png``, ``preservation.png`` and ``damage.png``.
+
+    What there is nothing to draw of is left out. Bars are figures with their 95 per cent intervals.
+    """
+    import matplotlib
+
+    matplotlib.use("agg")
+    _directions(record.figures, folder / "directions.png")
+    _spectra(record, folder / "spectra.png")
+    if any("remainder_sine" in of for of in record.figures.values()):
+        _remainder(record.figures, folder / "remainder.png")
+    if record.predictions:
+        _preservation(record, folder / "preservation.png")
+    if record.damage:
+        _damage(record.damage, folder / "damage.png")
+
+
+def _directions(figures: Figures, path: Path) -> None:
+    with _Panels(path, 2, width=5.5) as panels:
+        for axes, (letter, title) in zip(
+            panels, {"v": "leading direction", "mu": "mean gradient"}.items(), strict=True
+        ):
+            named = {f"{letter}_{key}": label for key, label in _AGREEMENT.items()}
+            _bars(axes, figures, named)
+            axes.set(title=title, ylabel="cosine", ylim=(-0.25, 1.25))
+            axes.axhline(1, color="grey", linewidth=0.5)
+
+
+def _remainder(figures: Figures, path: Path) -> None:
+    with _Panels(path, 1, width=6.5) as (axes,):
+        _bars(axes, figures, _REMAINDER, most=2.0)
+        axes.set(title="the linear denoiser's direction, in the model", ylabel="sine of the angle", ylim=(0, 2))
+        axes.axhline(1, color="grey", linewidth=0.5)
+
+
+def _spectra(record: AuditRecord, path: Path) -> None:
+    with _Panels(path, 1, width=6.5) as (axes,):
+        for number, (band, of) in enumerate(record.spectra.items()):
+            for kind, style in (("own", "-"), ("true", "--")):
+                if kind in of:
+                    label = f"{band}, {'empirical' if kind == 'own' else 'true'}"
+                    axes.plot(range(1, len(of[kind]) + 1), of[kind], style, color=f"C{number}", label=label)
+        axes.set(xscale="log", yscale="log", xlabel="eigenvalue", ylabel="share of the trace", title="spectra")
+        axes.set_ylim(bottom=1e-4)
+        axes.legend(fontsize=7)
+
+
+def _preservation(record: AuditRecord, path: Path) -> None:
+    titles = {"loss": "mean loss, by the true Fisher", "each_loss": "each sample's loss, by the empirical Fisher"}
+    some = next(iter(next(iter(record.predictions.values())).values()))
+    claims = [claim for claim in titles if claim in some]
+    with _Panels(path, len(claims), width=5.5) as panels:
+        for axes, claim in zip(panels, claims, strict=True):
+            for number, (band, by_radius) in enumerate(record.predictions.items()):
+                for marker, (_, by_claim) in zip("os^vDP", by_radius.items(), strict=False):
+                    pairs = [pair for pair in by_claim[claim].values() if min(pair) > 0]
+                    if pairs:
+                        axes.plot(*zip(*pairs, strict=True), marker, color=f"C{number}", markersize=4, alpha=0.7)
+                axes.plot([], [], "o", color=f"C{number}", label=band)
+            axes.set(xscale="log", yscale="log", xlabel="predicted", ylabel="measured", title=titles[claim])
+            low, high = axes.get_xlim()
+            axes.plot([low, high], [low, high], color="grey", linewidth=0.7)
+            axes.legend(fontsize=7, title="circle, square, triangle: growing steps", title_fontsize=6)
+
+
+def _damage(damage: Figures, path: Path) -> None:
+    """The parts need not add up: each is put on by itself, far from where its neighbours lead."""
+    parts = {"loss": "all of it"}
+    for name in (f"v, {ALL}", f"mu, {ALL}"):
+        parts |= {f"loss_along {name}": f"its part along {name}", f"loss_without {name}": f"all but that along {name}"}
+    with _Panels(path, 1, width=7.5) as (axes,):
+        _bars(axes, damage, parts)
+        axes.axhline(0, color="grey", linewidth=0.5)
+        axes.set(title="what later training did to the task", ylabel="change of the denoising loss")
+
+
+def _bars(axes: Any, figures: Figures, named: Mapping[str, str], most: float = float("inf")) -> None:
+    """Groups of bars, one a band; a figure that is not finite, or above ``most``, is left out."""
+    bands = list(figures)
+    shown = {key: label for key, label in named.items() if any(key in of for of in figures.values())}
+    width = 0.8 / max(1, len(shown))
+    for number, (key, label) in enumerate(shown.items()):
+        places: list[float] = []
+        values: list[float] = []
+        errors: list[float] = []
+        for position, band in enumerate(bands):
+            estimate = figures[band].get(key)
+            if estimate is None or not abs(estimate.value) < most:
+                continue
+            places.append(position + (number - (len(shown) - 1) / 2) * width)
+            values.append(estimate.value)
+            errors.append(min(1.96 * estimate.error, 10.0))
+        axes.bar(places, values, width, yerr=errors, capsize=2, label=label, error_kw={"linewidth": 0.8})
+    axes.set_xticks(range(len(bands)), bands)
+    axes.legend(fontsize=7)
+
+
+class _Panels:
+    """A figure with so many panels beside each other, written on leaving."""
+
+    def __init__(self, path: Path, number: int, width: float) -> None:
+        from matplotlib import pyplot
+
+        self.path = path
+        self.figure, every = pyplot.subplots(
+            1, number, figsize=(width * number, 4.2), layout="constrained", squeeze=False
+        )
+        self.panels: Sequence[Any] = list(every[0])
+
+    def __enter__(self) -> Sequence[Any]:
+        return self.panels
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        from matplotlib import pyplot
+
+        if error is None:
+            self.figure.savefig(self.path, dpi=120)
+        pyplot.close(self.figure)

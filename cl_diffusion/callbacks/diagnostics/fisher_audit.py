@@ -1,0 +1,228 @@
+"""Which old-task quantity an importance matrix preserves, measured at every boundary or from a checkpoint."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+from typing_extensions import override
+
+from cl_diffusion.callbacks.diagnostics.audit_measurements import AuditMeasurements
+from cl_diffusion.callbacks.diagnostics.audit_pictures import draw_audit
+from cl_diffusion.callbacks.diagnostics.audit_record import AuditRecord
+from cl_diffusion.callbacks.diagnostics.audit_sources import AuditSources, takes_band
+from cl_diffusion.callbacks.regularization.unrecorded import unrecorded
+from cl_diffusion.callbacks.task import TaskCallback, task_stream
+from cl_diffusion.diffusion import SNRBands
+from cl_diffusion.fisher.population import world_size
+from cl_diffusion.fisher.probe import placed
+from cl_diffusion.linalg import parameters
+from cl_diffusion.metrics.gradient_audit import KINDS
+from cl_diffusion.progress import track
+from cl_diffusion.version import __version__
+
+
+class FisherAudit(TaskCallback):
+    """What a Fisher of the task just learned is, and what it holds: ``audit.json`` and its pictures, after every task.
+
+    In each band of the signal-to-noise ratio, and over all timesteps, at one and the same model:
+
+    - the shape of the empirical Fisher, of the true one and of the output-normalised one; whose direction the leading
+      eigenvector and the mean gradient have: their own on other samples, another task's, that task's images under this
+      task's labels, pure noise's; what a linear denoiser explains of it (``GradientAudit``);
+    - steps along those directions, random ones and single coordinates: what each matrix predicts of losses and outputs,
+      and what happens (``Preservation``), on draws that the directions have not seen;
+    - once the next task is learned: how much of the damage to this one lies along its directions (``Damage``);
+    - a verdict in words, by stated rules, never more certain than the intervals (``verdict``).
+
+    Training is bit for bit the same with and without it. Nothing of size P x P is formed: gradients are held as
+    ``memory_budget`` allows, and about twenty vectors of P entries. In a project without tasks or timesteps, what needs
+    neither is measured. Several processes share the samples.
+
+    From a checkpoint: ``cl-diffusion test -c configs/diagnostics/audit.yaml --ckpt_path ...``.
+
+    Args:
+        bands: None is ``SNRBands.by_quantile()`` where the module's ``draw`` takes a ``band``, else there are none.
+        samples: of each task in each band. Cost grows with their square.
+        other: the task compared with is so many further on in the stream, from the last on to the first.
+        kinds: what is compared, of ``cl_diffusion.metrics.gradient_audit.KINDS``; fewer cost less.
+        radii: of the steps, as shares of the length of all parameters together; none leaves the steps out.
+        random: so many random directions and as many coordinates among those probed.
+        tau: of the output normalisation.
+        memory_budget: bytes of gradients held at once.
+        repeats: half samples that an interval is taken from.
+        seed: of draws, random directions and half samples.
+        task: for a checkpoint, which task it has just learned, from 1; None is what its epoch says.
+        later: for a checkpoint, that of a model trained further, whose damage to the task is measured.
+        epochs_per_task: the clock of a project whose data module knows nothing of tasks (see ``TaskCallback``).
+
+    Raises:
+        ValueError: an argument is out of range; in ``setup``: bands of a module whose ``draw`` takes none, a checkpoint
+            under ``inference_mode``, or no stream to take a task from.
+    """
+
+    def __init__(
+        self,
+        bands: SNRBands | None = None,
+        samples: int = 128,
+        other: int = 1,
+        kinds: Collection[str] = tuple(KINDS),
+        radii: Sequence[float] = (0.001, 0.01, 0.03),
+        random: int = 4,
+        tau: float = 1e-3,
+        memory_budget: int = 2**31,
+        repeats: int = 40,
+        seed: int = 0,
+        task: int | None = None,
+        later: str | None = None,
+        epochs_per_task: int | None = None,
+    ) -> None:
+        super().__init__(epochs_per_task)
+        for name, value, least in (("samples", samples, 16), ("random", random, 0), ("repeats", repeats, 2)):
+            if value < least:
+                raise ValueError(f"{name}={value!r}; expected at least {least}")
+        if not all(radius > 0 for radius in radii):
+            raise ValueError(f"radii={list(radii)!r}; expected positive shares of the length of the parameters")
+        if unknown := set(kinds) - set(KINDS):
+            raise ValueError(f"kinds={list(kinds)!r}: {sorted(unknown)[0]!r} is none of {', '.join(KINDS)}")
+        if not tau > 0:
+            raise ValueError(f"tau={tau!r}; expected a number > 0")
+        if later is not None and not Path(later).is_file():
+            raise ValueError(f"later={later!r} is not a file; give a checkpoint of the model trained further")
+        self.bands = bands
+        self.samples = samples
+        self.other = other
+        self.kinds = tuple(kinds)
+        self.task = task
+        self.later = later
+        self.settings: dict[str, Any] = {
+            "radii": tuple(radii),
+            "random": random,
+            "tau": tau,
+            "memory_budget": memory_budget,
+            "repeats": repeats,
+            "seed": seed,
+        }
+        self._kept: dict[str, Any] | None = None
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if self.bands is None and takes_band(pl_module):
+            self.bands = SNRBands.by_quantile()
+        if self.bands is not None and not takes_band(pl_module):
+            raise ValueError(
+                f"bands={self.bands.describe()}: {type(pl_module).__name__} has no `draw(batch, keys, band)` by "
+                "which to draw timesteps of a band; add it, or leave bands out"
+            )
+        if stage != "test":
+            return
+        if task_stream(trainer) is None:
+            raise ValueError("a checkpoint is audited on the samples of a TaskStream, and the data module is none")
+        if trainer.test_loop.inference_mode:
+            raise ValueError(
+                "derivatives are silently wrong in inference mode; give Trainer(inference_mode=False), as "
+                "configs/diagnostics/audit.yaml does"
+            )
+
+    @override
+    def on_task_end(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
+        now = parameters.trainable_parameters(pl_module)
+        measurements = self._measurements(trainer)
+        progress = {"epoch": trainer.current_epoch, "global_step": trainer.global_step}
+        subject = self._subject(trainer, pl_module, task)
+        with unrecorded(trainer, pl_module, weights=subject.one_by_one):
+            record, directions = measurements.audit(subject, self._provenance(pl_module, subject, progress))
+            kept = self._kept if task_stream(trainer) is not None else None  # else the task's samples are gone
+            if kept is not None and now.keys() == kept["weights"].keys():
+                before = {name: kept["weights"][name].to(w) for name, w in now.items()}
+                displacement = {name: w.detach() - before[name] for name, w in now.items()}
+                old = self._subject(trainer, pl_module, kept["task"])
+                with placed(pl_module, before):
+                    record.damage = measurements.damage(old, displacement, kept["directions"])
+        self._kept = {"task": task, "weights": parameters.clone(now), "directions": directions}
+        _publish(trainer, record, task)
+
+    @override
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.ckpt_path is None and self.task is None:
+            raise ValueError("task=None, and there is no checkpoint whose epoch would say which task was learned last")
+        progress: dict[str, Any] = {}
+        if trainer.ckpt_path is not None:
+            checkpoint = _loaded(trainer.ckpt_path)
+            progress = {name: checkpoint[name] for name in ("epoch", "global_step")}
+            progress["checkpoint"] = str(trainer.ckpt_path)
+        stream = task_stream(trainer)
+        assert stream is not None  # refused in setup
+        task = stream.task_at(progress["epoch"]) if self.task is None else self.task - 1
+        if not 0 <= task < stream.num_tasks:
+            raise ValueError(f"task={task + 1}; expected one of the stream's, 1 to {stream.num_tasks}")
+        measurements, subject = self._measurements(trainer), self._subject(trainer, pl_module, task)
+        with unrecorded(trainer, pl_module, weights=subject.one_by_one):
+            record, directions = measurements.audit(subject, self._provenance(pl_module, subject, progress))
+            if self.later is not None:
+                weights = parameters.trainable_parameters(pl_module)
+                later = parameters.select(_loaded(self.later)["state_dict"], weights)
+                displacement = {name: later[name].to(w) - w.detach() for name, w in weights.items()}
+                record.damage = measurements.damage(subject, displacement, directions)
+                record.provenance["later"] = self.later
+        _publish(trainer, record, task)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "kept": self._kept}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._kept = state_dict["kept"]
+
+    def _measurements(self, trainer: Trainer) -> AuditMeasurements:
+        return AuditMeasurements(**self.settings, track=lambda items, label: track(trainer, items, label))
+
+    def _subject(self, trainer: Trainer, module: LightningModule, task: int) -> AuditSources:
+        stream = task_stream(trainer)
+        other = task if stream is None else (task + self.other) % stream.num_tasks
+        compared = None if other == task else other
+        seed = self.settings["seed"]
+        return AuditSources(trainer, module, task, compared, self.bands, self.samples, seed, self.kinds)
+
+    def _provenance(self, module: LightningModule, subject: AuditSources, progress: dict[str, Any]) -> dict[str, Any]:
+        weights = parameters.trainable_parameters(module)
+        return {
+            **subject.describe(),
+            **{name: value for name, value in self.settings.items() if name != "memory_budget"},
+            "loss": dict(getattr(module, "loss_identity", None) or {}),
+            "module": type(module).__name__,
+            "parameters": sum(p.numel() for p in weights.values()),
+            "dtype": str(next(iter(weights.values())).dtype),
+            **progress,
+            "processes": world_size(),
+            "versions": {
+                "cl_diffusion": __version__,
+                "torch": torch.__version__,
+                "lightning": lightning.__version__,
+                "python": platform.python_version(),
+            },
+        }
+
+
+def _loaded(path: Any) -> dict[str, Any]:
+    checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return checkpoint
+
+
+def _publish(trainer: Trainer, record: AuditRecord, task: int) -> None:
+    root = trainer.log_dir or trainer.default_root_dir  # a broadcast: every process takes part
+    if not trainer.is_global_zero:
+        return
+    folder = Path(root) / "audit" / f"after_task_{task + 1}"
+    record.write(folder)
+    draw_audit(record, folder)
+    rank_zero_info("\n".join([f"audit of task {task + 1}, in {folder}:", *record.verdict]))
