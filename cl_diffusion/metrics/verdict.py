@@ -105,12 +105,12 @@ def _remainder(of: Figures) -> str:
     if "remainder_ratio" not in of:
         return ""
     ratio, sine = of["remainder_ratio"], of["remainder_sine"]
-    if ratio.known() and ratio.interval[1] < 0.5:
+    if ratio.known(0.25) and ratio.interval[1] < 0.5:
         return f"a linear denoiser's direction is bound to survive (remainder {_told(ratio)} of the gap)"
     bound = f"no bound holds it (remainder {_told(ratio)} of the gap)"
     if not sine.known(0.25):
         return f"{bound}, and the angle to a linear denoiser's direction is not known"
-    return f"a linear denoiser's direction is at sine {_told(sine)}; {bound}"
+    return f"a linear denoiser's direction is at sine {_told(sine)}, {bound}"
 
 
 def _true(of: Figures) -> str:

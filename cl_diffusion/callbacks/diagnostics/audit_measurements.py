@@ -116,7 +116,7 @@ class AuditMeasurements:
         """On draws that the directions have not seen."""
         population = subject.population(band)
         probe = Probe(population, draw=1)
-        length = float(parameters.norm(parameters.trainable_parameters(population.model)))
+        length = float(parameters.norm(parameters.trainable_parameters(population.model)).detach())
         responses = {}
         for name, u in probed.items():
             lengths = [radius * length for radius in self.radii]

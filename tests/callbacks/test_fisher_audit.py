@@ -1,0 +1,138 @@
+"""The audit as a callback: at every boundary, from a checkpoint, and on somebody else's project."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+
+from cl_diffusion import TaskDataModule
+from cl_diffusion.callbacks import FisherAudit, TaskCheckpoint
+from cl_diffusion.cli import main
+from cl_diffusion.diffusion import SNRBands
+from tests.callbacks.stranger import Regression, loader, trainer
+from tests.callbacks.test_continual_metrics import fit
+from tests.tiny import DATA, configuration, ddpm
+
+QUICK: dict[str, Any] = {"samples": 16, "random": 1, "radii": [0.01], "repeats": 4}
+SAMPLES = {"images_per_class": 10, "epochs_per_task": 1}
+
+
+def found(folder: Path, task: int) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "audit" / f"after_task_{task}" / "audit.json").read_text())
+    return content
+
+
+def test_every_boundary_is_audited_and_training_is_bit_for_bit_the_same(tmp_path: Path) -> None:
+    models = []
+    for callbacks in ([], [FisherAudit(**QUICK), TaskCheckpoint(str(tmp_path / "saved"))]):
+        torch.manual_seed(0)
+        models.append(fit(ddpm(dropout=0.1), tmp_path, *callbacks, data=SAMPLES))
+    assert all(torch.equal(a, b) for a, b in zip(*(list(m.parameters()) for m in models), strict=True))
+
+    first, second = found(tmp_path, 1), found(tmp_path, 2)
+    assert (first["provenance"]["task"], first["provenance"]["other"]) == (1, 2)
+    assert (second["provenance"]["task"], second["provenance"]["other"]) == (2, 1)
+    assert list(first["figures"]) == ["low", "mid", "high", "all"]
+    assert first["provenance"]["law"].keys() == {"low", "mid", "high"}
+    of = first["figures"]["low"]
+    wanted = {"leading_share", "diagonal_error", "v_other_corrected", "v_relabelled", "v_noise", "true_leading_share"}
+    assert wanted | {"remainder_sine", "iewc_v_other", "iewc_trace_share", "mu_with mid", "held_of_all"} <= of.keys()
+    assert of["leading_share"]["low"] <= of["leading_share"]["value"] <= of["leading_share"]["high"]
+    assert not of["leading_share"]["known"]  # of 16 samples
+    assert len(first["verdict"]) == 4
+    assert all("too few samples" in said for said in first["verdict"])
+    assert first["preservation"]["all"]["output/ratio/" + next(iter(first["predictions"]["all"]))]["value"] > 0
+    assert (first["damage"], second["damage"].keys()) == ({}, {"low", "mid", "high", "all"})
+    assert second["damage"]["all"]["loss"]["value"] != 0
+    pictures = {path.name for path in (tmp_path / "audit" / "after_task_2").glob("*.png")}
+    assert pictures == {"directions.png", "spectra.png", "remainder.png", "preservation.png", "damage.png"}
+
+    resumed = tmp_path / "resumed"
+    torch.manual_seed(0)
+    options = {"data": SAMPLES, "ckpt_path": tmp_path / "saved" / "after_task_1.ckpt"}
+    fit(ddpm(dropout=0.1), resumed, FisherAudit(**QUICK), **options)
+    assert found(resumed, 2) == second
+
+
+def test_a_checkpoint_alone_is_audited_and_what_came_later_is_laid_to_it(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["fit", "--config", str(configuration(folder, strength=None, **SAMPLES)), "--run", "run"])
+    audit = Path(__file__).parents[2] / "configs/diagnostics/audit.yaml"
+    checkpoints = Path("run/checkpoints")
+    words = ["test", "-c", str(audit), "--ckpt_path", str(checkpoints / "after_task_1.ckpt")]
+    words += [f"--trainer.callbacks.{name}={value}" for name, value in QUICK.items()]
+    main([*words, f"--trainer.callbacks.later={checkpoints / 'after_task_2.ckpt'}", "--trainer.accelerator=cpu"])
+    of = found(Path("run"), 1)
+    assert of["provenance"]["checkpoint"].endswith("after_task_1.ckpt")
+    assert (of["provenance"]["epoch"], of["provenance"]["task"]) == (0, 1)
+    assert of["damage"]["all"]["loss"]["samples"] == 16
+    with pytest.raises(ValueError, match="inference mode"):
+        main([*words, "--trainer.inference_mode=true", "--trainer.accelerator=cpu"])
+    with pytest.raises(ValueError, match="task=3; expected one of the stream's, 1 to 2"):
+        main([*words, "--trainer.callbacks.task=3", "--trainer.accelerator=cpu"])
+
+
+def test_the_same_seed_gives_the_same_audit_and_another_another(tmp_path: Path) -> None:
+    data = TaskDataModule(**{**DATA, **SAMPLES})
+    model = ddpm()
+    audits = []
+    for number, seed in enumerate((0, 0, 1)):
+        audit = FisherAudit(**{**QUICK, "radii": []}, kinds=["own"], seed=seed, task=1)
+        root = tmp_path / str(number)
+        options = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "inference_mode": False}
+        Trainer(default_root_dir=root, callbacks=[audit], **options).test(model, datamodule=data, verbose=False)
+        audits.append(found(root, 1))
+    assert audits[0] == audits[1]
+    assert audits[0]["figures"] != audits[2]["figures"]
+    assert "v_other" not in audits[0]["figures"]["all"]
+    assert audits[0]["preservation"] == {}
+
+
+def test_on_somebody_else_s_project_what_needs_no_timesteps_is_measured(tmp_path: Path) -> None:
+    built = trainer(FisherAudit(**QUICK), default_root_dir=str(tmp_path))
+    built.fit(Regression(), loader(0))
+    of = found(tmp_path, 1)
+    assert list(of["figures"]) == ["all"]
+    assert of["figures"]["all"]["v_itself"]["samples"] == 16
+    assert "true_leading_share" not in of["figures"]["all"]
+    assert any(name.startswith("each_loss/ratio") for name in of["preservation"]["all"])
+    with pytest.raises(ValueError, match="no `draw"):
+        trainer(FisherAudit(SNRBands.by_quantile(), **QUICK)).fit(Regression(), loader(0))
+
+
+class OnlySteps(Regression):
+    """Has no loss of each sample."""
+
+    per_sample_loss = None  # type: ignore[assignment]
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        x, y = batch
+        return (self.net(x) - y).square().mean()
+
+
+def test_a_project_that_has_a_training_step_alone_is_asked_for_its_loss_one_by_one(tmp_path: Path) -> None:
+    trainer(FisherAudit(**QUICK), default_root_dir=str(tmp_path)).fit(OnlySteps(), loader(0))
+    one_by_one = found(tmp_path, 1)["figures"]["all"]["leading_share"]["value"]
+    trainer(FisherAudit(**QUICK), default_root_dir=str(tmp_path / "own")).fit(Regression(), loader(0))
+    assert one_by_one == pytest.approx(found(tmp_path / "own", 1)["figures"]["all"]["leading_share"]["value"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"samples": 8}, "samples=8"),
+        ({"radii": [0.0]}, "radii"),
+        ({"kinds": ["own", "others"]}, "'others' is none of"),
+        ({"later": "nowhere.ckpt"}, "later='nowhere.ckpt' is not a file"),
+        ({"tau": 0.0}, "tau"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        FisherAudit(**options)

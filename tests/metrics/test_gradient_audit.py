@@ -1,0 +1,149 @@
+"""Figures of an audit on gradients whose answers are known, and in words."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from cl_diffusion.metrics.alignment import alignment
+from cl_diffusion.metrics.gradient_audit import ALL, NOISE, OTHER, OWN, RELABELLED, SURROGATE, TRUE, GradientAudit
+from cl_diffusion.metrics.gram import Gram
+from cl_diffusion.metrics.half_samples import Estimate
+from cl_diffusion.metrics.verdict import level, verdict
+
+SIZE = 400
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def along(axis: int, samples: int, noise: float = 0.0, seed: int = 0) -> Tensor:
+    """Gradients of length about 1 along an axis, of either sign, with noise of that length orthogonal to it."""
+    g = noise / math.sqrt(SIZE) * normal(samples, SIZE, seed=seed)
+    g[:, axis] += normal(samples, seed=seed + 1).sign()
+    return g
+
+
+def audit(sets: dict[tuple[str, str], Tensor], **options: object) -> GradientAudit:
+    g = torch.cat(list(sets.values()))
+    ends = torch.tensor([len(each) for each in sets.values()]).cumsum(0).tolist()
+    starts = [0, *ends]
+    members = {key: torch.arange(starts[i], starts[i + 1]) for i, key in enumerate(sets)}
+    squares = {
+        band: g[positions].square() @ g[positions].square().T
+        for (band, kind), positions in members.items()
+        if kind == OWN
+    }
+    return GradientAudit(Gram(g @ g.T), members, squares, **options)  # type: ignore[arg-type]
+
+
+def test_a_rank_one_matrix_on_one_axis_is_told_for_what_it_is() -> None:
+    found = audit({(ALL, OWN): along(3, 64), (ALL, OTHER): along(3, 64, seed=5), (ALL, TRUE): normal(64, SIZE)})
+    of = found.estimates(repeats=10)[ALL]
+    exact = {"leading_share": 1, "second_to_first": 0, "leading_error": 0, "diagonal_error": 0, "v_itself": 1}
+    for name, value in {**exact, "v_other": 1, "v_other_corrected": 1, "effective_rank_corrected": 1}.items():
+        assert of[name].value == pytest.approx(value, abs=1e-6), name
+        assert of[name].error == pytest.approx(0, abs=1e-6), name
+    assert of["true_effective_rank_corrected"].value == pytest.approx(SIZE, rel=0.2)  # of 64 samples
+    assert of["true_effective_rank"].value < 64
+    [said] = verdict({ALL: of})
+    assert said.startswith("all: close to rank one")
+    assert "task-independent" in said
+    assert "the true Fisher is flatter" in said
+
+
+def test_two_orthogonal_tasks_are_two_and_noise_is_not_taken_for_a_difference() -> None:
+    """The direction is planted in noise of four times its length: raw cosines fall, corrected ones stay."""
+    own, same, other = (along(axis, 256, noise=4, seed=seed) for axis, seed in ((3, 0), (3, 10), (7, 20)))
+    of = audit({(ALL, OWN): own, (ALL, OTHER): other, (ALL, RELABELLED): same}).estimates(repeats=20)[ALL]
+    assert of["v_other"].interval[1] < 0.2
+    assert of["v_relabelled"].value < 0.95
+    assert of["v_relabelled"].value == pytest.approx(of["v_itself"].value, abs=0.05)
+    assert of["v_relabelled_corrected"].value == pytest.approx(1, abs=0.05)
+    [said] = verdict({ALL: of})
+    assert "not with another task's: it is this task's" in said
+    assert "labels alone make it differ more" in said
+
+
+def test_a_direction_that_noise_alone_has_is_said_so_and_one_that_is_not_there_is_not_compared() -> None:
+    sets = {(ALL, OWN): along(2, 128, 0.5), (ALL, OTHER): along(2, 128, 0.5, seed=9)}
+    [said] = verdict(audit({**sets, (ALL, NOISE): along(2, 128, 0.5, seed=4)}).estimates())
+    assert "pure noise, without any image, has the same direction" in said
+    isotropic = {(ALL, OWN): normal(64, SIZE), (ALL, OTHER): normal(64, SIZE, seed=1)}
+    [said] = verdict(audit(isotropic).estimates())
+    assert "do not determine the leading direction" in said
+    assert "task" not in said.split("leading direction")[1].split(";")[0]
+    assert "mean gradient is mostly sampling noise" in said
+
+
+def test_bands_are_set_beside_all_timesteps() -> None:
+    low, high = along(1, 64), 3 * along(2, 64, seed=3)
+    sets = {("low", OWN): low, ("high", OWN): high, (ALL, OWN): torch.cat([low[:32], high[:32]])}
+    weights = torch.cat([torch.ones(64), torch.full((64,), 1 / 9), torch.ones(32), torch.full((32,), 1 / 9)])
+    of = audit(sets, law={"low": 0.5, "high": 0.5}, weights=weights).estimates(repeats=10)
+    assert of["low"]["trace_share"].value == pytest.approx(0.1)
+    assert of["low"]["iewc_trace_share"].value == pytest.approx(0.5)
+    assert of["high"]["v_to_all"].value == pytest.approx(1)
+    assert (of["low"]["v_to_all"].value, of["low"]["held_of_all"].value) == pytest.approx((0, 1 / 9), abs=1e-6)
+    assert of["low"]["mu_with high"].value == pytest.approx(0, abs=1e-6)
+    assert ALL not in {name.partition("mu_with ")[2] for name in of["low"]}
+
+
+def test_what_a_linear_model_explains_is_bound_to_survive_a_small_remainder_only() -> None:
+    linear = along(1, 64)
+    near = linear + 0.02 * along(5, 64, seed=2)
+    far = linear + 2 * along(5, 64, seed=2)
+    for g, bound in ((near, "is bound to survive"), (far, "no bound holds it")):
+        of = audit({(ALL, OWN): g, (ALL, SURROGATE): linear}).estimates(repeats=20)
+        [said] = verdict(of)
+        assert bound in said
+
+
+def test_the_mean_keeps_its_sign_and_the_leading_direction_has_none() -> None:
+    a = normal(40, 30) * 0.1
+    a[:, 0] += 1
+    gram = Gram(torch.cat([a, -a]) @ torch.cat([a, -a]).T)
+    own, other = torch.arange(40), torch.arange(40, 80)
+    assert alignment(gram, own, other, "mean").corrected == pytest.approx(-1, abs=0.02)
+    assert alignment(gram, own, other, "leading").corrected == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "samples", "expected"),
+    [
+        (0.95, 0.02, 64, "high"),
+        (0.3, 0.05, 64, "low"),
+        (0.65, 0.05, 64, "between"),
+        (0.82, 0.05, 64, None),
+        (0.95, 0.3, 64, None),
+        (0.95, 0.02, 16, None),
+        (math.nan, 0.0, 64, None),
+    ],
+)
+def test_nothing_is_called_high_or_low_but_with_its_whole_interval(
+    value: float, error: float, samples: int, expected: str | None
+) -> None:
+    assert level(Estimate(value, error, samples)) == expected
+
+
+def test_the_corrected_effective_rank_has_no_bias_where_the_plain_one_is_bound_by_the_samples() -> None:
+    found = [Gram(g @ g.T).spectrum() for g in (normal(24, 100, seed=seed) for seed in range(60))]
+    corrected = torch.tensor([1 / each.effective_rank_corrected for each in found]).mean() ** -1
+    assert float(corrected) == pytest.approx(100, rel=0.05)
+    assert max(each.effective_rank for each in found) < 24
+
+
+def test_weights_are_those_of_the_weighted_matrix() -> None:
+    g, a = normal(20, 6), torch.rand(20, generator=torch.Generator().manual_seed(0)).double()
+    dense = torch.einsum("n,np,nq->pq", a, g, g) / 20
+    found = Gram(g @ g.T).weighted(a)
+    assert found.spectrum().leading_share == pytest.approx(float(torch.linalg.eigvalsh(dense)[-1] / dense.trace()))
+    fisher = g.T @ g / 20
+    error = torch.linalg.matrix_norm(fisher - fisher.diag().diag()) / torch.linalg.matrix_norm(fisher)
+    assert Gram(g @ g.T).diagonal_error(g.square() @ g.square().T, range(20)) == pytest.approx(float(error))
+    u = normal(20, seed=3)
+    assert Gram(g @ g.T).along(u) == pytest.approx(float((g.T @ u) @ fisher @ (g.T @ u)))
