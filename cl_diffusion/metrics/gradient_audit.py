@@ -24,7 +24,7 @@ KINDS = {
     SURROGATE: "the task's own, with the residual of the best linear denoiser",
     TRUE: "the task's own, with targets drawn from the model",
 }
-COMPARED = {OTHER: "other", RELABELLED: "relabelled", NOISE: "noise"}
+COMPARED = (OTHER, RELABELLED, NOISE)
 NAMES: dict[Direction, str] = {"leading": "v", "mean": "mu"}
 
 
@@ -33,23 +33,25 @@ class GradientAudit:
     """Inner products of the gradients of one model, and what is computed from them.
 
     Args:
-        gram: of all samples.
-        members: positions of the samples of each ``(band, kind)``; kinds as in ``KINDS``, ``own`` in every band.
+        grams: by band, of its samples of all kinds.
+        members: by band and kind, positions in the band's Gram matrix; kinds as in ``KINDS``, ``own`` in every band.
+        across: of the ``own`` samples of all bands, one band after the other; None where there is one.
         squares: by band, inner products of the squared entries of ``own``, in its order; may be empty.
-        weights: output-normalised weights ``a_i`` of all samples (1 where there is none); None leaves them out.
+        weights: by band, output-normalised weights ``a_i`` of its samples (1 where there is none); may be empty.
         law: the share of each band in the timesteps; empty where there is one band.
     """
 
-    gram: Gram
-    members: Mapping[tuple[str, str], Tensor]
+    grams: Mapping[str, Gram]
+    members: Mapping[str, Mapping[str, Tensor]]
+    across: Gram | None = None
     squares: Mapping[str, Tensor] = field(default_factory=dict)
-    weights: Tensor | None = None
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
     law: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def bands(self) -> list[str]:
         """Those that there are samples of, ``"all"`` among them or not."""
-        return list(dict.fromkeys(band for band, _ in self.members))
+        return list(self.grams)
 
     def estimates(self, repeats: int = 40, seed: int = 0) -> dict[str, dict[str, Estimate]]:
         """By band and name, every figure with the standard error over half samples.
@@ -66,7 +68,7 @@ class GradientAudit:
         - ``trace_share``: of the trace over all timesteps, and with output normalisation ``iewc_trace_share``;
           ``iewc_..``: spectrum and alignment with output normalisation.
         """
-        flat = {f"{band}/{kind}": positions for (band, kind), positions in self.members.items()}
+        flat = {f"{band}/{kind}": positions for band, of in self.members.items() for kind, positions in of.items()}
         found = with_error(lambda members: self._figures(members), flat, repeats=repeats, seed=seed)
         figures: dict[str, dict[str, Estimate]] = {band: {} for band in self.bands}
         for name, estimate in found.items():
@@ -77,95 +79,104 @@ class GradientAudit:
     def spectra(self, leading: int = 32) -> dict[str, dict[str, list[float]]]:
         """By band and kind, own and true: ``lambda_i / trace``, the leading ones."""
         found: dict[str, dict[str, list[float]]] = {}
-        for (band, kind), positions in self.members.items():
-            if kind in (OWN, TRUE):
-                values = self.gram.spectrum(positions).eigenvalues
-                found.setdefault(band, {})[kind] = (values / values.sum())[:leading].tolist()
+        for band, of in self.members.items():
+            for kind in (OWN, TRUE):
+                if kind in of:
+                    values = self.grams[band].spectrum(of[kind]).eigenvalues
+                    found.setdefault(band, {})[kind] = (values / values.sum())[:leading].tolist()
         return found
 
-    def directions(self) -> dict[str, Tensor]:
-        """Coordinates of the unit directions that there are: the leading one of each band and kind, and the means."""
-        found: dict[str, Tensor] = {}
-        for (band, kind), positions in self.members.items():
-            if kind == SURROGATE:
-                continue
-            found[f"v, {band}" if kind == OWN else f"v of {kind}, {band}"] = self.gram.leading(positions)
-            if kind == OWN:
-                mean = self.gram.mean(positions)
-                length = self.gram.inner(mean, mean) ** 0.5
-                if length > 0:
-                    found[f"mu, {band}"] = mean / length
-        return found
+    def directions(self, band: str) -> dict[str, Tensor]:
+        """Coordinates, in the band's Gram matrix, of unit directions: the leading one of each kind, and the mean."""
+        gram, of = self.grams[band], self.members[band]
+        found = {
+            f"v, {band}" if kind == OWN else f"v of {kind}, {band}": gram.leading(positions)
+            for kind, positions in of.items()
+            if kind != SURROGATE
+        }
+        mean = gram.mean(of[OWN])
+        length = gram.inner(mean, mean) ** 0.5
+        return {**found, f"mu, {band}": mean / length} if length > 0 else found
 
     def _figures(self, members: Members) -> dict[str, float]:
         figures: dict[str, float] = {}
-        for band in self.bands:
-            of = {kind: members[f"{band}/{kind}"] for kind in KINDS if f"{band}/{kind}" in members}
+        for band, gram in self.grams.items():
+            of = {kind: members[f"{band}/{kind}"] for kind in self.members[band]}
             found = self._of_band(band, of)
-            if self.weights is not None:
-                weighted = GradientAudit(self.gram.weighted(self.weights), {})
+            if band in self.weights:
                 tasks = {kind: positions for kind, positions in of.items() if kind in (OWN, OTHER)}
-                found |= {f"iewc_{name}": value for name, value in weighted._of_samples(tasks).items()}
-            if band != ALL and f"{ALL}/{OWN}" in members:
-                found |= self._beside_all(of[OWN], members[f"{ALL}/{OWN}"])
-            for other in self.bands:
-                if other not in (band, ALL):
-                    mean = self.gram.mean(members[f"{other}/{OWN}"])
-                    found[f"mu_with {other}"] = self.gram.cosine(self.gram.mean(of[OWN]), mean)
+                weighted = _of_samples(gram.weighted(self.weights[band]), tasks)
+                found |= {f"iewc_{name}": value for name, value in weighted.items()}
             figures |= {f"{band}/{name}": value for name, value in found.items()}
-        return figures | self._trace_shares(members)
+        return figures | self._beside_each_other(members) | self._trace_shares(members)
 
     def _of_band(self, band: str, of: Mapping[str, Tensor]) -> dict[str, float]:
-        own = of[OWN]
-        found = self._of_samples(of)
+        gram, own = self.grams[band], of[OWN]
+        found = _of_samples(gram, of)
         if band in self.squares:
-            within = own - self.members[band, OWN][0]
-            found["diagonal_error"] = self.gram.diagonal_error(self.squares[band][within][:, within], own)
+            within = own - self.members[band][OWN][0]
+            found["diagonal_error"] = gram.diagonal_error(self.squares[band][within][:, within], own)
         if TRUE in of:
-            found |= {f"true_{name}": value for name, value in _shape(self.gram, of[TRUE]).items()}
-            compared = alignment(self.gram, own, of[TRUE], "leading")
+            found |= {f"true_{name}": value for name, value in _shape(gram, of[TRUE]).items()}
+            compared = alignment(gram, own, of[TRUE], "leading")
             found |= {"true_itself": compared.other_itself, "true_to_empirical": compared.corrected}
         if SURROGATE in of:
             both = torch.cat([own, of[SURROGATE]])
-            remainder = stability(self.gram.products[both][:, both])
+            remainder = stability(gram.products[both][:, both])
             found |= {f"remainder_{name}": value for name, value in remainder._asdict().items()}
         return found
 
-    def _of_samples(self, of: Mapping[str, Tensor]) -> dict[str, float]:
-        """Spectrum and alignments."""
-        found = _shape(self.gram, of[OWN])
-        for direction, name in NAMES.items():
-            for kind in COMPARED:
-                if kind not in of:
-                    continue
-                compared = alignment(self.gram, of[OWN], of[kind], direction)
-                found |= {f"{name}_itself": compared.itself, f"{name}_{kind}_itself": compared.other_itself}
-                found |= {f"{name}_{kind}": compared.across, f"{name}_{kind}_corrected": compared.corrected}
-            if f"{name}_itself" not in found:
-                found[f"{name}_itself"] = alignment(self.gram, of[OWN], of[OWN], direction).itself
+    def _beside_each_other(self, members: Members) -> dict[str, float]:
+        """The bands' own directions, and those over all timesteps."""
+        if self.across is None:
+            return {}
+        gram, start, own = self.across, 0, {}
+        for band, of in self.members.items():
+            own[band] = members[f"{band}/{OWN}"] - of[OWN][0] + start
+            start += len(of[OWN])
+        means = {band: gram.mean(positions) for band, positions in own.items()}
+        found: dict[str, float] = {}
+        for band, positions in own.items():
+            if band == ALL:
+                continue
+            found |= {
+                f"{band}/mu_with {other}": gram.cosine(means[band], mean)
+                for other, mean in means.items()
+                if other not in (band, ALL)
+            }
+            if ALL in own:
+                v, v_all = gram.leading(positions), gram.leading(own[ALL])
+                held = gram.along(v, own[ALL]) / gram.along(v_all, own[ALL])
+                found |= {f"{band}/v_to_all": abs(gram.cosine(v, v_all)), f"{band}/held_of_all": held}
+                found[f"{band}/mu_to_all"] = gram.cosine(means[band], means[ALL])
         return found
 
-    def _beside_all(self, own: Tensor, whole: Tensor) -> dict[str, float]:
-        v, v_all = self.gram.leading(own), self.gram.leading(whole)
-        return {
-            "v_to_all": abs(self.gram.cosine(v, v_all)),
-            "mu_to_all": self.gram.cosine(self.gram.mean(own), self.gram.mean(whole)),
-            "held_of_all": self.gram.along(v, whole) / self.gram.along(v_all, whole),
-        }
-
     def _trace_shares(self, members: Members) -> dict[str, float]:
-        if not self.law:
-            return {}
-        squared = self.gram.products.diagonal()
         found: dict[str, float] = {}
-        for name, weights in (("trace_share", None), ("iewc_trace_share", self.weights)):
-            if name != "trace_share" and weights is None:
+        for name, weights in (("trace_share", {}), ("iewc_trace_share", self.weights)):
+            if not self.law or (name != "trace_share" and not weights):
                 continue
-            lengths = squared if weights is None else squared * weights
-            traces = {band: share * float(lengths[members[f"{band}/{OWN}"]].mean()) for band, share in self.law.items()}
+            traces: dict[str, float] = {}
+            for band, share in self.law.items():
+                own = members[f"{band}/{OWN}"]
+                lengths = self.grams[band].products.diagonal()[own]
+                traces[band] = share * float((lengths * weights[band][own] if band in weights else lengths).mean())
             whole = sum(traces.values())
             found |= {f"{band}/{name}": trace / whole if whole else math.nan for band, trace in traces.items()}
         return found
+
+
+def _of_samples(gram: Gram, of: Mapping[str, Tensor]) -> dict[str, float]:
+    """Spectrum and alignments."""
+    found = _shape(gram, of[OWN])
+    for direction, name in NAMES.items():
+        found[f"{name}_itself"] = alignment(gram, of[OWN], of[OWN], direction).itself
+        for kind in COMPARED:
+            if kind in of:
+                compared = alignment(gram, of[OWN], of[kind], direction)
+                found |= {f"{name}_{kind}_itself": compared.other_itself, f"{name}_{kind}": compared.across}
+                found[f"{name}_{kind}_corrected"] = compared.corrected
+    return found
 
 
 def _shape(gram: Gram, members: Tensor) -> dict[str, float]:

@@ -29,16 +29,17 @@ def along(axis: int, samples: int, noise: float = 0.0, seed: int = 0) -> Tensor:
 
 
 def audit(sets: dict[tuple[str, str], Tensor], **options: object) -> GradientAudit:
-    g = torch.cat(list(sets.values()))
-    ends = torch.tensor([len(each) for each in sets.values()]).cumsum(0).tolist()
-    starts = [0, *ends]
-    members = {key: torch.arange(starts[i], starts[i + 1]) for i, key in enumerate(sets)}
-    squares = {
-        band: g[positions].square() @ g[positions].square().T
-        for (band, kind), positions in members.items()
-        if kind == OWN
-    }
-    return GradientAudit(Gram(g @ g.T), members, squares, **options)  # type: ignore[arg-type]
+    grams, members, squares = {}, {}, {}
+    for band in dict.fromkeys(band for band, _ in sets):
+        of = {kind: g for (name, kind), g in sets.items() if name == band}
+        stacked = torch.cat(list(of.values()))
+        ends = [0, *torch.tensor([len(each) for each in of.values()]).cumsum(0).tolist()]
+        members[band] = {kind: torch.arange(ends[i], ends[i + 1]) for i, kind in enumerate(of)}
+        grams[band] = Gram(stacked @ stacked.T)
+        squares[band] = of[OWN].square() @ of[OWN].square().T
+    own = torch.cat([sets[band, OWN] for band in grams])
+    across = Gram(own @ own.T) if len(grams) > 1 else None
+    return GradientAudit(grams, members, across, squares, **options)  # type: ignore[arg-type]
 
 
 def test_a_rank_one_matrix_on_one_axis_is_told_for_what_it_is() -> None:
@@ -83,7 +84,7 @@ def test_a_direction_that_noise_alone_has_is_said_so_and_one_that_is_not_there_i
 def test_bands_are_set_beside_all_timesteps() -> None:
     low, high = along(1, 64), 3 * along(2, 64, seed=3)
     sets = {("low", OWN): low, ("high", OWN): high, (ALL, OWN): torch.cat([low[:32], high[:32]])}
-    weights = torch.cat([torch.ones(64), torch.full((64,), 1 / 9), torch.ones(32), torch.full((32,), 1 / 9)])
+    weights = {"low": torch.ones(64), "high": torch.full((64,), 1 / 9)}
     of = audit(sets, law={"low": 0.5, "high": 0.5}, weights=weights).estimates(repeats=10)
     assert of["low"]["trace_share"].value == pytest.approx(0.1)
     assert of["low"]["iewc_trace_share"].value == pytest.approx(0.5)

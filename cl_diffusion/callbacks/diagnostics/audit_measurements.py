@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,30 +46,31 @@ class AuditMeasurements:
 
     def audit(self, subject: AuditSources, provenance: dict[str, Any]) -> tuple[AuditRecord, Directions]:
         """What is found at the current weights, and the directions that it is about: unit vectors."""
-        by_kind = subject.sources()
-        sources, keys = list(by_kind.values()), list(by_kind)
-        own = [number for number, (_, kind) in enumerate(keys) if kind == OWN]
-        found = inner_products(sources, self.memory_budget, own)
-        weights = None
-        if isinstance(subject.loss, OutputLoss):
-            weights = torch.ones(len(found.products), dtype=torch.float64)
-            for number, (_, kind) in enumerate(keys):
-                if kind in (OWN, OTHER):
-                    weights[found.members(number)] = 1 / (self._sizes(sources[number]) + self.tau)
         law = subject.law()
-        audit = GradientAudit(
-            Gram(found.products),
-            {key: found.members(number) for number, key in enumerate(keys)},
-            {keys[number][0]: found.squares[number] for number in own},
-            weights,
-            law,
-        )
-        directions = self._directions(sources, found, audit)
+        grams, members, squares, weights = {}, {}, {}, {}
+        directions: Directions = {}
+        for band in self.track(subject.names, "gradients"):
+            by_kind = subject.sources(band)
+            sources, kinds = list(by_kind.values()), list(by_kind)
+            found = inner_products(sources, self.memory_budget, [kinds.index(OWN)])
+            grams[band] = Gram(found.products)
+            members[band] = {kind: found.members(number) for number, kind in enumerate(kinds)}
+            squares[band] = found.squares[kinds.index(OWN)]
+            if isinstance(subject.loss, OutputLoss):
+                weights[band] = self._weights(by_kind, found)
+            coordinates = GradientAudit(grams, members).directions(band)
+            for name in _wanted(band, coordinates):
+                directions[name] = sources[0].to_parameters(combination(sources, found, coordinates[name]))
+        across = None
+        if len(subject.names) > 1:
+            own = [subject.sources(band)[OWN] for band in subject.names]
+            across = Gram(inner_products(own, self.memory_budget).products)
+        audit = GradientAudit(grams, members, across, squares, weights, law)
         record = AuditRecord({**provenance, "law": law}, audit.estimates(self.repeats, self.seed), audit.spectra())
         record.nonlinearity = subject.nonlinearity()
         record.verdict = verdict(record.figures)
         if self.radii:
-            like = dict(sources[0].gradients.parameters)
+            like = dict(subject.sources(ALL)[OWN].gradients.parameters)
             probed = {**directions, **random_directions(like, self.random, self.seed)}
             for band in self.track(subject.names, "steps along directions"):
                 kept = self._preservation(subject, band, probed, directions)
@@ -99,16 +100,13 @@ class AuditMeasurements:
             found[band] = damage.estimates(self.repeats, self.seed)
         return found
 
-    def _directions(self, sources: Sequence[Samples], found: InnerProducts, audit: GradientAudit) -> Directions:
-        """The leading ones of each band, and over all timesteps the mean and what it is compared with."""
-        wanted = [f"v, {band}" for band in audit.bands] + [f"mu, {ALL}"]
-        wanted += [f"v of {kind}, {ALL}" for kind in (OTHER, NOISE, TRUE)]
-        coordinates = audit.directions()
-        return {
-            name: sources[0].to_parameters(combination(sources, found, coordinates[name]))
-            for name in wanted
-            if name in coordinates
-        }
+    def _weights(self, by_kind: Mapping[str, Samples], found: InnerProducts) -> Tensor:
+        """Output-normalised weights of the samples of tasks; of all others 1."""
+        weights = torch.ones(len(found.products), dtype=torch.float64)
+        for number, (kind, samples) in enumerate(by_kind.items()):
+            if kind in (OWN, OTHER):
+                weights[found.members(number)] = 1 / (self._sizes(samples) + self.tau)
+        return weights
 
     def _preservation(
         self, subject: AuditSources, band: str, probed: Directions, directions: Directions
@@ -139,6 +137,14 @@ class AuditMeasurements:
         parts = [(drawn.indices, size(source.terms(drawn)).double().cpu()) for drawn in source.drawn(draw)]
         indices, sizes = (source.gathered(torch.cat(list(part))) for part in zip(*parts, strict=True))
         return sizes[indices.argsort()]
+
+
+def _wanted(band: str, names: Iterable[str]) -> list[str]:
+    """The leading direction of each band; over all timesteps also the mean, and what they are compared with."""
+    wanted = [f"v, {band}"]
+    if band == ALL:
+        wanted += [f"mu, {ALL}", *(f"v of {kind}, {ALL}" for kind in (OTHER, NOISE, TRUE))]
+    return [name for name in wanted if name in names]
 
 
 def random_directions(like: Parameters, count: int, seed: int) -> Directions:

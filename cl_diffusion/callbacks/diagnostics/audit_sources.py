@@ -83,20 +83,16 @@ class AuditSources:
             "kinds": sorted(self.kinds),
         }
 
-    def sources(self) -> dict[tuple[str, str], Samples]:
-        """By band and kind."""
-        found: dict[tuple[str, str], Samples] = {}
-        for band in self.names:
-            own = self.population(band)
-            found[band, OWN] = Samples(own, Empirical())
-            for kind, population in self._compared(band).items():
-                found[band, kind] = Samples(population, Empirical())
-            if not isinstance(self.loss, OutputLoss):
-                continue
+    def sources(self, band: str) -> dict[str, Samples]:
+        """The samples of a band, by kind; the task's own first."""
+        own = self.population(band)
+        found = {OWN: Samples(own, Empirical())}
+        found |= {kind: Samples(population, Empirical()) for kind, population in self._compared(band).items()}
+        if isinstance(self.loss, OutputLoss):
             if callable(getattr(self.module, "linear_output", None)):
-                found[band, SURROGATE] = Samples(own, OfOutput(self._linear_output()))
-            found[band, TRUE] = Samples(own, RESIDUALS["model"])
-        return {key: samples for key, samples in found.items() if key[1] in self.kinds}
+                found[SURROGATE] = Samples(own, OfOutput(self._linear_output()))
+            found[TRUE] = Samples(own, RESIDUALS["model"])
+        return {kind: samples for kind, samples in found.items() if kind in self.kinds}
 
     def nonlinearity(self) -> dict[str, float]:
         """By band, ``(E|f - f_lin|^2 / E|f|^2)^(1/2)``; empty where the module has no ``linear_output``."""
