@@ -61,6 +61,7 @@ class FisherAudit(TaskCallback):
         task: for a checkpoint, which task it has just learned, from 1; None is what its epoch says.
         later: for a checkpoint, that of a model trained further, whose damage to the task is measured.
         epochs_per_task: the clock of a project whose data module knows nothing of tasks (see ``TaskCallback``).
+        name: of the folder within the run; two audits in one Trainer need two names.
 
     Raises:
         ValueError: an argument is out of range; in ``setup``: bands of a module whose ``draw`` takes none, a checkpoint
@@ -82,11 +83,12 @@ class FisherAudit(TaskCallback):
         task: int | None = None,
         later: str | None = None,
         epochs_per_task: int | None = None,
+        name: str = "audit",
     ) -> None:
         super().__init__(epochs_per_task)
-        for name, value, least in (("samples", samples, 16), ("random", random, 0), ("repeats", repeats, 2)):
+        for argument, value, least in (("samples", samples, 16), ("random", random, 0), ("repeats", repeats, 2)):
             if value < least:
-                raise ValueError(f"{name}={value!r}; expected at least {least}")
+                raise ValueError(f"{argument}={value!r}; expected at least {least}")
         if not all(radius > 0 for radius in radii):
             raise ValueError(f"radii={list(radii)!r}; expected positive shares of the length of the parameters")
         if unknown := set(kinds) - set(KINDS):
@@ -101,6 +103,7 @@ class FisherAudit(TaskCallback):
         self.kinds = tuple(kinds)
         self.task = task
         self.later = later
+        self.name = name
         self.settings: dict[str, Any] = {
             "radii": tuple(radii),
             "random": random,
@@ -110,6 +113,11 @@ class FisherAudit(TaskCallback):
             "seed": seed,
         }
         self._kept: dict[str, Any] | None = None
+
+    @property
+    @override
+    def state_key(self) -> str:
+        return self._generate_state_key(name=self.name)
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -147,7 +155,7 @@ class FisherAudit(TaskCallback):
                 with placed(pl_module, before):
                     record.damage = measurements.damage(old, displacement, kept["directions"])
         self._kept = {"task": task, "weights": parameters.clone(now), "directions": directions}
-        _publish(trainer, record, task)
+        self._publish(trainer, record, task)
 
     @override
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -172,7 +180,7 @@ class FisherAudit(TaskCallback):
                 displacement = {name: later[name].to(w) - w.detach() for name, w in weights.items()}
                 record.damage = measurements.damage(subject, displacement, directions)
                 record.provenance["later"] = self.later
-        _publish(trainer, record, task)
+        self._publish(trainer, record, task)
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -182,6 +190,15 @@ class FisherAudit(TaskCallback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
         self._kept = state_dict["kept"]
+
+    def _publish(self, trainer: Trainer, record: AuditRecord, task: int) -> None:
+        root = trainer.log_dir or trainer.default_root_dir  # a broadcast: every process takes part
+        if not trainer.is_global_zero:
+            return
+        folder = Path(root) / self.name / f"after_task_{task + 1}"
+        record.write(folder)
+        draw_audit(record, folder)
+        rank_zero_info("\n".join([f"audit of task {task + 1}, in {folder}:", *record.verdict]))
 
     def _measurements(self, trainer: Trainer) -> AuditMeasurements:
         return AuditMeasurements(**self.settings, track=lambda items, label: track(trainer, items, label))
@@ -216,13 +233,3 @@ class FisherAudit(TaskCallback):
 def _loaded(path: Any) -> dict[str, Any]:
     checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     return checkpoint
-
-
-def _publish(trainer: Trainer, record: AuditRecord, task: int) -> None:
-    root = trainer.log_dir or trainer.default_root_dir  # a broadcast: every process takes part
-    if not trainer.is_global_zero:
-        return
-    folder = Path(root) / "audit" / f"after_task_{task + 1}"
-    record.write(folder)
-    draw_audit(record, folder)
-    rank_zero_info("\n".join([f"audit of task {task + 1}, in {folder}:", *record.verdict]))

@@ -1,0 +1,130 @@
+"""What several audits have found, as tables: means over them, plus or minus the standard error.
+
+    python tools/audit_table.py runs/seed_*/audit/after_task_1/audit.json
+
+One audit: its figures, plus or minus half of its 95 per cent interval over samples. A figure that its samples do not
+support (``known`` is false in any of the audits) is in brackets.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tables import interval, table
+
+SHAPE = {
+    "leading_share": "lambda_1/trace",
+    "second_to_first": "lambda_2/lambda_1",
+    "effective_rank_corrected": "effective rank",
+    "diagonal_error": "error of the diagonal",
+    "leading_error": "of the best rank one",
+    "mean_error": "of rank one along mu",
+    "mean_to_leading": "cos(mu, v)",
+    "trace_share": "share of the trace",
+    "iewc_trace_share": "the same, IEWC",
+}
+DIRECTION = {
+    "v_itself": "v with itself",
+    "v_other_corrected": "v, other task",
+    "v_relabelled_corrected": "v, other task, same labels",
+    "v_noise_corrected": "v, pure noise",
+    "mu_itself": "mu with itself",
+    "mu_other_corrected": "mu, other task",
+    "mu_relabelled_corrected": "mu, other task, same labels",
+    "mu_noise_corrected": "mu, pure noise",
+}
+OTHERS = {
+    "true_leading_share": "true lambda_1/trace",
+    "true_effective_rank_corrected": "true effective rank",
+    "true_to_empirical": "cos(true v, v)",
+    "remainder_sine": "sine to the linear model's v",
+    "remainder_ratio": "|R|/gap",
+    "iewc_leading_share": "IEWC lambda_1/trace",
+    "iewc_v_other_corrected": "IEWC v, other task",
+    "held_of_all": "v^T F_all v / lambda_1",
+}
+PRESERVED = {
+    "loss/ratio": "mean loss / GGN",
+    "each_loss/ratio": "each loss / empirical",
+    "output/ratio": "output / J",
+    "along_residual/ratio": "along residual / IEWC",
+    "loss/rank_correlation": "rank correlation, GGN",
+    "loss/rank_correlation by F": "empirical",
+}
+Audit = dict[str, Any]
+
+
+def cell(figures: Sequence[dict[str, Any] | None]) -> str:
+    """One figure of every audit."""
+    there = [figure for figure in figures if figure is not None and figure["value"] is not None]
+    if not there:
+        return ""
+    if len(there) == 1:
+        half = (there[0]["high"] - there[0]["low"]) / 2 if there[0]["high"] is not None else math.nan
+        said = f"{there[0]['value']:.3g} +- {half:.1g}"
+    else:
+        said = interval([figure["value"] for figure in there])
+    return said if all(figure["known"] for figure in there) else f"({said})"
+
+
+def by_band(audits: Sequence[Audit], part: str, named: dict[str, str]) -> str:
+    """A row a band, a column a figure."""
+    bands = list(audits[0][part])
+    present = [name for name in named if any(name in audit[part][band] for audit in audits for band in bands)]
+    if not present:
+        return ""
+    lines = [[band, *(cell([audit[part][band].get(name) for audit in audits]) for name in present)] for band in bands]
+    return table(["band", *(named[name] for name in present)], lines)
+
+
+def preserved(audits: Sequence[Audit]) -> str:
+    """A row a band and radius; radii are told as shares of the parameters' length."""
+    lines = []
+    for band in audits[0]["preservation"]:
+        for number, share in enumerate(audits[0]["provenance"]["radii"]):
+            lines.append([f"{band}, r = {share:g} |theta|"])
+            for name in PRESERVED:
+                lines[-1].append(cell([_at(audit["preservation"][band], name, number) for audit in audits]))
+    return table(["band, step", *PRESERVED.values()], lines) if lines else ""
+
+
+def _at(figures: dict[str, Any], name: str, number: int) -> dict[str, Any] | None:
+    """The figure at the radius of this number: radii themselves differ with the length of the parameters."""
+    radii = [key for key in figures if key.rpartition("/")[0] == name]
+    found: dict[str, Any] | None = figures[radii[number]] if number < len(radii) else None
+    return found
+
+
+def damaged(audits: Sequence[Audit]) -> str:
+    """A row a band: what later training did, and its parts along the directions over all timesteps."""
+    parts = {"loss": "change of the loss", "predicted": "predicted by g and GGN"}
+    for name in ("v, all", "mu, all"):
+        parts |= {f"loss_along {name}": f"along {name} alone", f"loss_without {name}": f"all but along {name}"}
+        parts[f"length_along {name}"] = f"|D|^2 along {name}"
+    return by_band(audits, "damage", parts) if all(audit["damage"] for audit in audits) else ""
+
+
+def main() -> None:
+    """Print the tables of the given audits."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("audits", type=Path, nargs="+")
+    audits: list[Audit] = [json.loads(path.read_text()) for path in parser.parse_args().audits]
+    of = audits[0]["provenance"]
+    print(f"{len(audits)} audit(s) of task {of['task']} beside task {of['other']}, {of['samples']} samples a band\n")
+    sections: list[Callable[[], str]] = [
+        lambda: by_band(audits, "figures", SHAPE),
+        lambda: by_band(audits, "figures", DIRECTION),
+        lambda: by_band(audits, "figures", OTHERS),
+        lambda: preserved(audits),
+        lambda: damaged(audits),
+    ]
+    print("\n\n".join(said for section in sections if (said := section())))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""The figures of 2509.23593 on a small model, of an audit at single timesteps, with the published values beside.
+
+    cl-diffusion test -c configs/diagnostics/timesteps.yaml --ckpt_path runs/mnist16/checkpoints/last.ckpt
+    python tools/rank1_figures.py runs/mnist16/timesteps/after_task_1/audit.json
+
+``spectrum.png``: lambda_2 / lambda_1 and lambda_1 / trace of the empirical Fisher at each timestep. ``errors.png``:
+relative Frobenius errors of its best rank one, of rank one along the mean gradient, and of its diagonal.
+``linearity.png``: how far the prediction is from the best multiple of ``x_t``. ``means.png``: the cosines between the
+mean gradients of different timesteps. And the table of all of them. Bars are 95 per cent intervals over samples.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tables import table
+
+PUBLISHED = {
+    "second_to_first": {100: ("< 0.4", 0.4), 700: ("0.022", 0.022)},
+    "leading_share": {900: ("about 0.99", 0.99)},
+    "diagonal_error": dict.fromkeys(range(100, 1000, 100), ("about 1.0", 1.0)),
+}
+"""By figure and timestep, as said and as drawn: 2509.23593, a small MNIST model, 1024 samples a timestep."""
+
+Figures = Mapping[int, Mapping[str, Any]]
+
+
+def at_timesteps(audit: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
+    """Figures by timestep, ascending.
+
+    Raises:
+        SystemExit: the audit is not one of single timesteps.
+    """
+    found = {int(band.removeprefix("t = ")): of for band, of in audit["figures"].items() if band.startswith("t = ")}
+    if not found:
+        raise SystemExit(f"an audit in the bands {', '.join(audit['figures'])}; expected one of single timesteps")
+    return dict(sorted(found.items()))
+
+
+def draw_curves(figures: Figures, names: Mapping[str, str], title: str, path: Path) -> None:
+    """A curve for each figure, with its intervals and the published values as crosses."""
+    from matplotlib import pyplot
+
+    picture, axes = pyplot.subplots(figsize=(6.5, 4.2), layout="constrained")
+    for number, (name, label) in enumerate(names.items()):
+        values = [of[name]["value"] for of in figures.values()]
+        errors = [(of[name]["high"] - of[name]["low"]) / 2 for of in figures.values()]
+        axes.errorbar(list(figures), values, yerr=errors, marker="o", capsize=2, color=f"C{number}", label=label)
+        crosses = {t: value for t, (_, value) in PUBLISHED.get(name, {}).items()}
+        if crosses:
+            published = f"{label}, published"
+            axes.plot(list(crosses), list(crosses.values()), "x", markersize=9, color=f"C{number}", label=published)
+    axes.set(xlabel="t", title=title, ylim=(0, 1.1))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    picture.savefig(path, dpi=120)
+    pyplot.close(picture)
+
+
+def draw_linearity(audit: Mapping[str, Any], timesteps: list[int], path: Path) -> None:
+    """How far the output is from the best linear one's, relative to its size."""
+    from matplotlib import pyplot
+
+    picture, axes = pyplot.subplots(figsize=(6.5, 4.2), layout="constrained")
+    axes.plot(timesteps, [audit["nonlinearity"][f"t = {t}"] for t in timesteps], "o-")
+    axes.set(xlabel="t", ylabel="|f - f_lin| / |f|", title="distance from the best linear prediction", yscale="log")
+    axes.grid(alpha=0.3, which="both")
+    picture.savefig(path, dpi=120)
+    pyplot.close(picture)
+
+
+def draw_means(figures: Figures, path: Path) -> None:
+    """Cosines of mean gradients, every timestep with every other."""
+    from matplotlib import pyplot
+
+    timesteps = list(figures)
+    cosines = [[1.0 if s == t else figures[s][f"mu_with t = {t}"]["value"] for t in timesteps] for s in timesteps]
+    picture, axes = pyplot.subplots(figsize=(5.4, 4.6), layout="constrained")
+    shown = axes.imshow(cosines, vmin=-1, vmax=1, cmap="RdBu_r", origin="lower")
+    axes.set_xticks(range(len(timesteps)), timesteps, fontsize=8)
+    axes.set_yticks(range(len(timesteps)), timesteps, fontsize=8)
+    for row, values in enumerate(cosines):
+        for column, value in enumerate(values):
+            axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=6)
+    axes.set(title="cosines of mean gradients", xlabel="t", ylabel="t")
+    picture.colorbar(shown)
+    picture.savefig(path, dpi=120)
+    pyplot.close(picture)
+
+
+def told(figures: Figures, audit: Mapping[str, Any]) -> str:
+    """The table."""
+    names = ("second_to_first", "leading_share", "leading_error", "mean_error", "diagonal_error", "mu_itself")
+    lines = []
+    for t, of in figures.items():
+        line = [str(t)]
+        for name in names:
+            figure, published = of[name], PUBLISHED.get(name, {}).get(t)
+            cell = f"{figure['value']:.3g} +- {(figure['high'] - figure['low']) / 2:.1g}"
+            line.append(cell + (f" ({published[0]})" if published else ""))
+        lines.append([*line, f"{audit['nonlinearity'][f't = {t}']:.2g}"])
+    return table(["t (in brackets: published)", *names, "distance from linear"], lines)
+
+
+def main() -> None:
+    """Draw the four figures beside the audit, or where asked, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("audit", type=Path, help="audit.json of configs/diagnostics/timesteps.yaml")
+    parser.add_argument("--out", type=Path, help="folder of the pictures; that of the audit by default")
+    given = parser.parse_args()
+    audit = json.loads(given.audit.read_text())
+    figures = at_timesteps(audit)
+    out = given.out or given.audit.parent
+    out.mkdir(parents=True, exist_ok=True)
+    import matplotlib
+
+    matplotlib.use("agg")
+    shape = {"second_to_first": "lambda_2 / lambda_1", "leading_share": "lambda_1 / trace"}
+    draw_curves(figures, shape, "spectrum of the empirical Fisher at one timestep", out / "spectrum.png")
+    errors = {
+        "leading_error": "best rank one",
+        "mean_error": "rank one along the mean gradient",
+        "diagonal_error": "diagonal",
+    }
+    draw_curves(figures, errors, "relative Frobenius error", out / "errors.png")
+    draw_linearity(audit, list(figures), out / "linearity.png")
+    draw_means(figures, out / "means.png")
+    print(told(figures, audit))
+
+
+if __name__ == "__main__":
+    main()
