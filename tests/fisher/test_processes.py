@@ -29,6 +29,11 @@ from cl_diffusion.fisher import (
     estimate,
     try_out,
 )
+from cl_diffusion.fisher.inner_products import combination, inner_products
+from cl_diffusion.fisher.population import Population
+from cl_diffusion.fisher.probe import Probe
+from cl_diffusion.fisher.residual import Empirical
+from cl_diffusion.fisher.samples import Samples
 from cl_diffusion.keys import KeyedBatch, keyed_normal
 from cl_diffusion.linalg import Operator
 from tests.fisher.laws import problem
@@ -118,3 +123,43 @@ def test_processes_agree_on_a_sketch_that_puts_each_sample_in_a_sum_of_its_own(t
     exact = estimate(DiagonalFisher(), model, LOSS, [data])
     for rank in range(2):
         torch.testing.assert_close(torch.load(tmp_path / f"sketch{rank}.pt"), exact.diagonal())
+
+
+def audited(rank: int, world: int) -> dict[str, Tensor]:
+    """Inner products, a direction of known coordinates, and what a step along it does."""
+    model, (x, y) = problem("mlp", SAMPLES)
+    share = torch.arange(rank, SAMPLES, world)
+    batches = [KeyedBatch((x[rows], y[rows]), rows) for rows in share.split(4)]
+    populations = [Population(model, LOSS, batches, draw=perturbed, seed=seed) for seed in (0, 1)]
+    sources = [Samples(population, Empirical()) for population in populations]
+    found = inner_products(sources, squares=[1])
+    direction = combination(sources, found, torch.linspace(-1, 1, 2 * SAMPLES, dtype=torch.float64))
+    probe = Probe(populations[0], draw=1)
+    slopes, changes = probe.slopes(direction), probe.changes(direction)
+    assert slopes.curvature is not None
+    assert changes.along_residual is not None
+    return {
+        "products": found.products,
+        "squares": found.squares[1],
+        "indices": torch.cat(found.indices),
+        "losses": probe.losses,
+        "slopes": slopes.loss,
+        "curvature": slopes.curvature,
+        "changes": changes.loss,
+        "along": changes.along_residual,
+        **direction,
+    }
+
+
+def _audit_worker(rank: int, world: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/audit", rank=rank, world_size=world)
+    torch.save(audited(rank, world), f"{folder}/audit{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_processes_agree_on_what_an_audit_is_made_of(tmp_path: Path) -> None:
+    mp.spawn(_audit_worker, args=(2, str(tmp_path)), nprocs=2)
+    alone = audited(0, 1)
+    for rank in range(2):
+        torch.testing.assert_close(torch.load(tmp_path / f"audit{rank}.pt"), alone)

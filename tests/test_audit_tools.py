@@ -1,0 +1,67 @@
+"""What tools make of audits: tables over seeds, and the figures at single timesteps."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def figure(value: float | None, known: bool = True) -> dict[str, Any]:
+    half = 0.1
+    low, high = (None, None) if value is None else (value - half, value + half)
+    return {"value": value, "low": low, "high": high, "samples": 64, "known": known}
+
+
+def run(name: str, monkeypatch: pytest.MonkeyPatch, *words: str) -> Any:
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *words])
+    importlib.import_module(name).main()
+
+
+def test_audits_of_several_seeds_make_means_and_what_is_not_known_is_in_brackets(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed, share in enumerate((0.5, 0.7)):
+        figures = {"leading_share": figure(share), "v_itself": figure(0.9, known=seed == 0)}
+        audit = {
+            "provenance": {"task": 1, "other": 2, "samples": 64, "radii": [0.01]},
+            "figures": {"low": {**figures, "v_other_corrected": figure(None)}},
+            "preservation": {"low": {f"loss/ratio/{0.6 + seed}": figure(1.0), "output/ratio/0.6": figure(0.9)}},
+            "damage": {"low": {"loss": figure(0.2 + 0.2 * seed)}},
+        }
+        Path(f"{seed}.json").write_text(json.dumps(audit))
+    run("audit_table", monkeypatch, "0.json", "1.json")
+    told = capsys.readouterr().out
+    assert "| low | 0.6 +- 0.1 |" in told
+    assert "(0.9 +- 0)" in told
+    assert "| low, r = 0.01 |theta| | 1 +- 0 |" in told
+    assert "| low | 0.3 +- 0.1 |" in told
+    run("audit_table", monkeypatch, "0.json")
+    assert "| low | 0.5 +- 0.1 |" in capsys.readouterr().out
+
+
+def test_the_figures_at_single_timesteps_are_drawn_beside_the_published(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ("second_to_first", "leading_share", "leading_error", "mean_error", "diagonal_error", "mu_itself")
+    bands = {f"t = {t}": {name: figure(0.3) for name in names} for t in (700, 100)}
+    bands["t = 700"]["mu_with t = 100"] = bands["t = 100"]["mu_with t = 700"] = figure(0.8)
+    audit = {"figures": {**bands, "all": {}}, "nonlinearity": {"t = 700": 0.01, "t = 100": 0.5}}
+    Path("audit.json").write_text(json.dumps(audit))
+    run("rank1_figures", monkeypatch, "audit.json", "--out", "pictures")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2].startswith("| 100 | 0.3 +- 0.1 (< 0.4) |")
+    assert "(0.022)" in lines[3]
+    assert {path.name for path in Path("pictures").iterdir()} == {
+        f"{name}.png" for name in ("spectrum", "errors", "linearity", "means")
+    }
+    Path("audit.json").write_text(json.dumps({"figures": {"low": {}}}))
+    with pytest.raises(SystemExit, match="expected one of single timesteps"):
+        run("rank1_figures", monkeypatch, "audit.json")
