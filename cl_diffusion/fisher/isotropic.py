@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 import torch
 from typing_extensions import override
 
@@ -13,8 +15,27 @@ from cl_diffusion.keys import keyed_normal
 from cl_diffusion.linalg import Identity, LowRank, Operator, parameters
 
 
-class IsotropicFisher(FisherEstimator):
-    """``(tr F / P) I``: the multiple of the identity nearest to ``F``. A control: it knows of no direction.
+class TraceFisher(FisherEstimator):
+    """An operator with the trace of ``F``, ``E|g|^2``, whose directions are none of its own: a control."""
+
+    @abstractmethod
+    def operator(self, samples: Samples, trace: float) -> Operator:
+        """The operator of this trace."""
+
+    @override
+    def try_on(self, samples: Samples, drawn: Drawn) -> None:
+        samples.summed_squares(drawn)
+
+    @override
+    def compute(self, population: Population) -> tuple[Operator, Report]:
+        samples, report = self.samples(population)
+        mean, n = sample_mean(samples, samples.summed_squares)
+        trace = float(sum(entries.sum() for entries in mean.values()))
+        return self.operator(samples, trace), {"samples": n, **report}
+
+
+class IsotropicFisher(TraceFisher):
+    """``(tr F / P) I``: the multiple of the identity nearest to ``F``.
 
     Takes the arguments of ``FisherEstimator``.
     """
@@ -23,19 +44,13 @@ class IsotropicFisher(FisherEstimator):
     kind = Identity.kind
 
     @override
-    def try_on(self, samples: Samples, drawn: Drawn) -> None:
-        samples.summed_squares(drawn)
-
-    @override
-    def compute(self, population: Population) -> tuple[Operator, Report]:
-        samples, report = self.samples(population)
-        trace, n = _trace(samples)
+    def operator(self, samples: Samples, trace: float) -> Identity:
         like = samples.gradients.parameters
-        return Identity(like, trace / sum(p.numel() for p in like.values())), {"samples": n, **report}
+        return Identity(like, trace / sum(p.numel() for p in like.values()))
 
 
-class RandomDirectionFisher(FisherEstimator):
-    """``tr F u u^T`` with ``u`` uniform on the sphere, a function of the seed: a control for any rank-one Fisher.
+class RandomDirectionFisher(TraceFisher):
+    """``tr F u u^T`` with ``u`` uniform on the sphere, a function of the seed.
 
     Takes the arguments of ``FisherEstimator``.
     """
@@ -44,25 +59,11 @@ class RandomDirectionFisher(FisherEstimator):
     kind = LowRank.kind
 
     @override
-    def try_on(self, samples: Samples, drawn: Drawn) -> None:
-        samples.summed_squares(drawn)
-
-    @override
-    def compute(self, population: Population) -> tuple[Operator, Report]:
-        samples, report = self.samples(population)
-        trace, n = _trace(samples)
+    def operator(self, samples: Samples, trace: float) -> LowRank:
         like = samples.gradients.parameters
         key = samples.keys(torch.zeros(1, dtype=torch.int64), purpose="random direction")
         direction = keyed_normal(key, (sum(p.numel() for p in like.values()),))[0]
         direction /= torch.linalg.vector_norm(direction)
-        columns = samples.to_parameters({n: c[None] for n, c in parameters.unflatten(direction, like).items()})
-        return LowRank(columns, torch.tensor([trace], dtype=torch.float64, device=samples.device)), {
-            "samples": n,
-            **report,
-        }
-
-
-def _trace(samples: Samples) -> tuple[float, float]:
-    """``E|g|^2``, and how many samples it is of."""
-    mean, n = sample_mean(samples, samples.summed_squares)
-    return float(sum(entries.sum() for entries in mean.values())), n
+        columns = {name: column[None] for name, column in parameters.unflatten(direction, like).items()}
+        values = torch.tensor([trace], dtype=torch.float64, device=samples.device)
+        return LowRank(samples.to_parameters(columns), values)
