@@ -66,7 +66,7 @@ def cell(figures: Sequence[dict[str, Any] | None]) -> str:
         return ""
     if len(there) == 1:
         half = (there[0]["high"] - there[0]["low"]) / 2 if there[0]["high"] is not None else math.nan
-        said = f"{there[0]['value']:.3g} +- {half:.1g}"
+        said = f"{there[0]['value']:.3g}" + (f" +- {half:.1g}" if half > 1e-9 else "")
     else:
         said = interval([figure["value"] for figure in there])
     return said if all(figure["known"] for figure in there) else f"({said})"

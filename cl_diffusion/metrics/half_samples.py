@@ -25,12 +25,12 @@ class Estimate(NamedTuple):
         """About 95 per cent: 1.96 standard errors either side."""
         return self.value - 1.96 * self.error, self.value + 1.96 * self.error
 
-    def known(self, within: float = math.inf) -> bool:
-        """Whether there are 32 samples and the interval is no wider to either side than half the figure, or ``within``.
+    def known(self, within: float | None = None) -> bool:
+        """Whether there are 32 samples, and the interval is no wider to either side than half the figure.
 
-        ``within`` is for figures that have a scale of their own: of a cosine, half of a small one says too much.
+        Or than ``within``, for a figure that has a scale of its own: half of a small cosine asks too much.
         """
-        tolerance = 0.5 * abs(self.value) if math.isinf(within) else max(within, 0.5 * abs(self.value))
+        tolerance = 0.5 * abs(self.value) if within is None else within
         return self.samples >= 32 and math.isfinite(self.value) and 1.96 * self.error <= tolerance
 
 

@@ -13,7 +13,10 @@ HIGH, LOW = 0.8, 0.5
 
 
 def level(figure: Estimate, high: float = HIGH, low: float = LOW) -> str | None:
-    """``"high"`` or ``"low"`` where the whole interval is on that side, ``"between"`` where all of it is; else None."""
+    """On which side the whole interval is; None where the samples do not support the figure.
+
+    ``"high"``, ``"low"``, ``"between"`` (all of it), ``"not low"`` or ``"not high"``; ``"unknown"`` where on both.
+    """
     below, above = figure.interval
     if not figure.known(0.25):
         return None
@@ -21,19 +24,21 @@ def level(figure: Estimate, high: float = HIGH, low: float = LOW) -> str | None:
         return "high"
     if above <= low:
         return "low"
-    return "between" if low <= below and above <= high else None
+    if below >= low:
+        return "between" if above <= high else "not low"
+    return "not high" if above <= high else "unknown"
 
 
 def verdict(figures: Mapping[str, Figures]) -> list[str]:
-    """A sentence or two on each of: shape, whose direction it is, linear model, true Fisher; band by band.
+    """Band by band, in words: shape, whose direction it is, mean gradient, linear model, true Fisher.
 
     The rules, on figures of ``GradientAudit.estimates`` and their 95 per cent intervals:
 
     - *shape*: ``leading_share`` high: rank one; low: not rank one;
-    - *direction*: where ``v_itself`` is low, the samples do not determine the direction and nothing more is said of it.
-      Where it is not, ``v_other_corrected`` high: task-independent; low: of this task; and likewise what labels and
-      data have to do with it, from ``v_relabelled_corrected`` and ``v_noise_corrected``;
-    - *mean*: whether the mean gradient agrees with itself, and with the leading direction;
+    - *direction*: only where ``v_itself`` is at least ``LOW`` with its interval do the samples determine it, else
+      nothing more is said of it. ``v_other_corrected`` high: task-independent; low: of this task; and likewise what
+      labels and data have to do with it, from ``v_relabelled_corrected`` and ``v_noise_corrected``;
+    - *mean*: whether the mean gradient agrees with itself, and only then, with the leading direction;
     - *linear model*: ``remainder_ratio`` below 1/2 with its interval: the linear denoiser's direction is bound to
       survive; else the measured angle alone is said;
     - *true Fisher*: its leading share against the empirical one's, where the intervals are apart.
@@ -46,59 +51,75 @@ def _of_band(of: Figures) -> list[str]:
     return [part for part in parts if part]
 
 
+def _said(figure: Estimate, says: Mapping[str, str], of: str = "") -> str:
+    """What its level is called, and the figure."""
+    side = level(figure)
+    return f"{says.get(side or '', says['else'])} ({_told(figure)}{of})"
+
+
 def _shape(of: Figures) -> str:
-    share = of["leading_share"]
     says = {
         "high": "close to rank one",
-        "low": "not rank one",
+        "not low": "half or more of it in one direction",
         "between": "one direction among others",
-        None: "too few samples to tell the rank",
+        "not high": "not close to rank one",
+        "low": "not rank one",
+        "else": "too few samples to tell the rank",
     }
-    return f"{says[level(share)]} (the leading direction has {_told(share)} of the trace)"
+    return _said(of["leading_share"], says, " of the trace")
 
 
 def _direction(of: Figures) -> str:
     itself = of["v_itself"]
-    if level(itself) == "low":
+    if level(itself) in ("low", "not high"):
         return f"these samples do not determine the leading direction (it agrees with itself at {_told(itself)})"
-    if level(itself) is None and itself.interval[0] < LOW:
+    if level(itself) in (None, "unknown"):
         return f"too few samples to tell whether there is one leading direction ({_told(itself)} with itself)"
     said = [f"the direction agrees with itself ({_told(itself)})"]
     if "v_other_corrected" in of:
-        other = of["v_other_corrected"]
         says = {
             "high": "and with another task's: task-independent",
-            "low": "and not with another task's: it is this task's",
+            "not low": "and at least in part with another task's",
             "between": "and in part with another task's",
-            None: "and whether with another task's cannot be told",
+            "not high": "and at most in part with another task's",
+            "low": "and not with another task's: it is this task's",
+            "else": "and whether with another task's cannot be told",
         }
-        said.append(f"{says[level(other)]} ({_told(other)})")
-    if "v_relabelled_corrected" in of:
-        same = of["v_relabelled_corrected"]
-        if "v_other_corrected" in of and _apart(same, of["v_other_corrected"]):
-            more = same.value > of["v_other_corrected"].value
-            said.append(
-                f"labels alone make it {'differ more' if more else 'agree more'} ({_told(same)} under one label)"
-            )
+        said.append(_said(of["v_other_corrected"], says))
+    if "v_relabelled_corrected" in of and "v_other_corrected" in of:
+        same, other = of["v_relabelled_corrected"], of["v_other_corrected"]
+        if same.known(0.25) and other.known(0.25) and _apart(same, other):
+            effect = "differ more" if same.value > other.value else "agree more"
+            same_labels = {"high": ": with the same labels it is task-independent"}.get(level(same) or "", "")
+            said.append(f"labels alone make it {effect} ({_told(same)} under the same labels){same_labels}")
     if "v_noise_corrected" in of:
-        noise = of["v_noise_corrected"]
         says = {
             "high": "pure noise, without any image, has the same direction",
+            "not low": "pure noise has at least part of it",
+            "between": "pure noise has part of it",
+            "not high": "pure noise has at most part of it",
             "low": "pure noise has another",
-            "between": "pure noise has it in part",
-            None: "whether pure noise has it cannot be told",
+            "else": "whether pure noise has it cannot be told",
         }
-        said.append(f"{says[level(noise)]} ({_told(noise)})")
+        said.append(_said(of["v_noise_corrected"], says))
     return ", ".join(said)
 
 
 def _mean(of: Figures) -> str:
-    itself, along = of["mu_itself"], of["mean_to_leading"]
-    if level(itself) == "low":
+    itself = of["mu_itself"]
+    if level(itself) in ("low", "not high"):
         return f"the mean gradient is mostly sampling noise ({_told(itself)} with itself)"
-    says = {"high": "is the leading direction", "low": "is not the leading direction", "between": "has part of it"}
-    side = level(along)
-    return f"the mean gradient {says[side]} ({_told(along)})" if side else ""
+    if level(itself) in (None, "unknown"):
+        return f"whether there is a mean gradient beside sampling noise cannot be told ({_told(itself)} with itself)"
+    says = {
+        "high": "the mean gradient is the leading direction",
+        "not low": "the mean gradient has half of the leading direction or more",
+        "between": "the mean gradient has part of the leading direction",
+        "not high": "the mean gradient has at most part of the leading direction",
+        "low": "the mean gradient is not the leading direction",
+        "else": "whether the mean gradient is the leading direction cannot be told",
+    }
+    return _said(of["mean_to_leading"], says)
 
 
 def _remainder(of: Figures) -> str:

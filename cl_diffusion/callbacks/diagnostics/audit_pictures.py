@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def _directions(figures: Figures, path: Path) -> None:
         ):
             named = {f"{letter}_{key}": label for key, label in _AGREEMENT.items()}
             _bars(axes, figures, named)
-            axes.set(title=title, ylabel="cosine", ylim=(-0.25, 1.25))
+            axes.set(title=title, ylabel="cosine", ylim=(0 if letter == "v" else -1.1, 1.1))
             axes.axhline(1, color="grey", linewidth=0.5)
 
 
@@ -118,8 +119,9 @@ def _bars(axes: Any, figures: Figures, named: Mapping[str, str], most: float = f
                 continue
             places.append(position + (number - (len(shown) - 1) / 2) * width)
             values.append(estimate.value)
-            errors.append(min(1.96 * estimate.error, 10.0))
-        axes.bar(places, values, width, yerr=errors, capsize=2, label=label, error_kw={"linewidth": 0.8})
+            errors.append(1.96 * estimate.error if math.isfinite(estimate.error) else 0.0)
+        style = {"color": f"C{number}", "label": label if places else f"{label} (none)"}
+        axes.bar(places, values, width, yerr=errors, capsize=2, error_kw={"linewidth": 0.8}, **style)
     axes.set_xticks(range(len(bands)), bands)
     axes.legend(fontsize=7)
 

@@ -72,7 +72,7 @@ def _entry(name: str, estimate: Estimate) -> dict[str, Any]:
         "low": low,
         "high": high,
         "samples": estimate.samples,
-        "known": estimate.known(math.inf if magnitude else 0.25),
+        "known": estimate.known(None if magnitude else 0.25),
     }
 
 
