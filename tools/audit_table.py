@@ -19,12 +19,13 @@ from tables import interval, table
 
 SHAPE = {
     "leading_share": "lambda_1/trace",
+    "leading_share_corrected": "on other samples",
     "second_to_first": "lambda_2/lambda_1",
     "effective_rank_corrected": "effective rank",
     "diagonal_error": "error of the diagonal",
     "leading_error": "of the best rank one",
     "mean_error": "of rank one along mu",
-    "mean_to_leading": "cos(mu, v)",
+    "mu_to_v": "cos(mu, v)",
     "trace_share": "share of the trace",
     "iewc_trace_share": "the same, IEWC",
 }
@@ -39,12 +40,13 @@ DIRECTION = {
     "mu_noise_corrected": "mu, pure noise",
 }
 OTHERS = {
-    "true_leading_share": "true lambda_1/trace",
+    "true_leading_share_corrected": "true lambda_1/trace, on other samples",
     "true_effective_rank_corrected": "true effective rank",
     "true_to_empirical": "cos(true v, v)",
     "remainder_sine": "sine to the linear model's v",
     "remainder_ratio": "|R|/gap",
-    "iewc_leading_share": "IEWC lambda_1/trace",
+    "remainder_bound_cosine": "certain cosine",
+    "iewc_leading_share_corrected": "IEWC lambda_1/trace, on other samples",
     "iewc_v_other_corrected": "IEWC v, other task",
     "held_of_all": "v^T F_all v / lambda_1",
 }
@@ -53,7 +55,8 @@ PRESERVED = {
     "each_loss/ratio": "each loss / empirical",
     "output/ratio": "output / J",
     "along_residual/ratio": "along residual / IEWC",
-    "loss/rank_correlation": "rank correlation, GGN",
+    "each_sample/correlation": "each sample's loss, correlation",
+    "loss/rank_correlation": "rank correlation of the mean loss, GGN",
     "loss/rank_correlation by F": "empirical",
 }
 Audit = dict[str, Any]
@@ -69,7 +72,8 @@ def cell(figures: Sequence[dict[str, Any] | None]) -> str:
         said = f"{there[0]['value']:.3g}" + (f" +- {half:.1g}" if half > 1e-9 else "")
     else:
         said = interval([figure["value"] for figure in there])
-    return said if all(figure["known"] for figure in there) else f"({said})"
+    known = len(there) == len(figures) and all(figure["known"] for figure in there)
+    return said if known else f"({said})"
 
 
 def by_band(audits: Sequence[Audit], part: str, named: dict[str, str]) -> str:
@@ -103,6 +107,8 @@ def _at(figures: dict[str, Any], name: str, number: int) -> dict[str, Any] | Non
 def damaged(audits: Sequence[Audit]) -> str:
     """A row a band: what later training did, and its parts along the directions over all timesteps."""
     parts = {"loss": "change of the loss", "predicted": "predicted by g and GGN"}
+    parts |= {"each_loss": "of each sample's", "each_loss_predicted": "predicted by F"}
+    parts |= {"output": "of the output, squared", "output_predicted": "predicted by J"}
     for name in ("v, all", "mu, all"):
         parts |= {f"loss_along {name}": f"along {name} alone", f"loss_without {name}": f"all but along {name}"}
         parts[f"length_along {name}"] = f"|D|^2 along {name}"
@@ -115,6 +121,9 @@ def main() -> None:
     parser.add_argument("audits", type=Path, nargs="+")
     audits: list[Audit] = [json.loads(path.read_text()) for path in parser.parse_args().audits]
     of = audits[0]["provenance"]
+    for name in ("bands", "radii", "task", "other"):
+        if any(audit["provenance"].get(name) != of.get(name) for audit in audits):
+            raise SystemExit(f"the audits differ in their {name}, so that they do not compare")
     print(f"{len(audits)} audit(s) of task {of['task']} beside task {of['other']}, {of['samples']} samples a band\n")
     sections: list[Callable[[], str]] = [
         lambda: by_band(audits, "figures", SHAPE),

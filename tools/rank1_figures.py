@@ -6,7 +6,8 @@
 ``spectrum.png``: lambda_2 / lambda_1 and lambda_1 / trace of the empirical Fisher at each timestep. ``errors.png``:
 relative Frobenius errors of its best rank one, of rank one along the mean gradient, and of its diagonal.
 ``linearity.png``: how far the prediction is from the best multiple of ``x_t``. ``means.png``: the cosines between the
-mean gradients of different timesteps. And the table of all of them. Bars are 95 per cent intervals over samples.
+mean gradients of different timesteps, without what sampling noise takes from each. And the table of all of them. Bars
+are 95 per cent intervals over samples.
 """
 
 from __future__ import annotations
@@ -47,9 +48,10 @@ def draw_curves(figures: Figures, names: Mapping[str, str], title: str, path: Pa
 
     picture, axes = pyplot.subplots(figsize=(6.5, 4.2), layout="constrained")
     for number, (name, label) in enumerate(names.items()):
-        values = [of[name]["value"] for of in figures.values()]
-        errors = [(of[name]["high"] - of[name]["low"]) / 2 for of in figures.values()]
-        axes.errorbar(list(figures), values, yerr=errors, marker="o", capsize=2, color=f"C{number}", label=label)
+        known = {t: of[name] for t, of in figures.items() if None not in (of[name]["value"], of[name]["high"])}
+        values = [of["value"] for of in known.values()]
+        errors = [(of["high"] - of["low"]) / 2 for of in known.values()]
+        axes.errorbar(list(known), values, yerr=errors, marker="o", capsize=2, color=f"C{number}", label=label)
         crosses = {t: value for t, (_, value) in PUBLISHED.get(name, {}).items()}
         if crosses:
             published = f"{label}, published"
@@ -66,7 +68,9 @@ def draw_linearity(audit: Mapping[str, Any], timesteps: list[int], path: Path) -
     from matplotlib import pyplot
 
     picture, axes = pyplot.subplots(figsize=(6.5, 4.2), layout="constrained")
-    axes.plot(timesteps, [audit["nonlinearity"][f"t = {t}"] for t in timesteps], "o-")
+    of = [audit["nonlinearity"][f"t = {t}"] for t in timesteps]
+    errors = [(each["high"] - each["low"]) / 2 for each in of]
+    axes.errorbar(timesteps, [each["value"] for each in of], yerr=errors, marker="o", capsize=2)
     axes.set(xlabel="t", ylabel="|f - f_lin| / |f|", title="distance from the best linear prediction", yscale="log")
     axes.grid(alpha=0.3, which="both")
     picture.savefig(path, dpi=120)
@@ -78,7 +82,7 @@ def draw_means(figures: Figures, path: Path) -> None:
     from matplotlib import pyplot
 
     timesteps = list(figures)
-    cosines = [[1.0 if s == t else figures[s][f"mu_with t = {t}"]["value"] for t in timesteps] for s in timesteps]
+    cosines = [[1.0 if s == t else _value(figures[s][f"mu_with t = {t}"]) for t in timesteps] for s in timesteps]
     picture, axes = pyplot.subplots(figsize=(5.4, 4.6), layout="constrained")
     shown = axes.imshow(cosines, vmin=-1, vmax=1, cmap="RdBu_r", origin="lower")
     axes.set_xticks(range(len(timesteps)), timesteps, fontsize=8)
@@ -92,6 +96,11 @@ def draw_means(figures: Figures, path: Path) -> None:
     pyplot.close(picture)
 
 
+def _value(figure: Mapping[str, Any]) -> float:
+    """NaN where there is none."""
+    return float("nan") if figure["value"] is None else float(figure["value"])
+
+
 def told(figures: Figures, audit: Mapping[str, Any]) -> str:
     """The table."""
     names = ("second_to_first", "leading_share", "leading_error", "mean_error", "diagonal_error", "mu_itself")
@@ -100,9 +109,12 @@ def told(figures: Figures, audit: Mapping[str, Any]) -> str:
         line = [str(t)]
         for name in names:
             figure, published = of[name], PUBLISHED.get(name, {}).get(t)
-            cell = f"{figure['value']:.3g} +- {(figure['high'] - figure['low']) / 2:.1g}"
+            cell = "" if figure["value"] is None else f"{figure['value']:.3g}"
+            if None not in (figure["low"], figure["high"]):
+                cell += f" +- {(figure['high'] - figure['low']) / 2:.1g}"
             line.append(cell + (f" ({published[0]})" if published else ""))
-        lines.append([*line, f"{audit['nonlinearity'][f't = {t}']:.2g}"])
+        apart = audit["nonlinearity"][f"t = {t}"]
+        lines.append([*line, f"{apart['value']:.2g} +- {(apart['high'] - apart['low']) / 2:.1g}"])
     return table(["t (in brackets: published)", *names, "distance from linear"], lines)
 
 

@@ -6,7 +6,7 @@ Each cell is one ``cl-diffusion fit`` in a folder of its own, as many at a time 
 cell is not run again, and an interrupted one goes on from its newest checkpoint, so the command can be repeated until
 it is through. It ends with the table, as ``table.md`` and ``table.csv``, and ``front.png``, retention against
 plasticity; means over seeds, plus or minus the standard error, and differences from another method on the same seeds.
-Seeds are those of initialisation and training noise; data and their split stay.
+Seeds are those of initialisation, training noise and the draws of a Fisher; data and their split stay.
 
 A method is ``finetune``, ``joint``, a replay (``distillation``), a penalty (``rank1``), or one of each
 (``rank1+distillation``). Other arguments than those below go to every ``cl-diffusion fit``: ``--data.root=PATH``.
@@ -86,6 +86,8 @@ class Cell:
         files = {name: ["-c", str(CONFIGS / f"{name}.yaml")] for name in preset.files_of(self.method)}
         words = [part for word in self.words(preset, extra) for part in files.get(word, [word])]
         words += [f"--seed_everything={self.seed}", f"--run={folder}", "--trainer.enable_progress_bar=false"]
+        if has_penalty(self.method):
+            words.append(f"--trainer.callbacks.seed={self.seed}")  # of the draws of its Fisher
         if (newest := newest_checkpoint(folder)) is not None:
             words.append(f"--ckpt_path={newest}")
         return [sys.executable, "-m", "cl_diffusion.cli", "fit", *words]

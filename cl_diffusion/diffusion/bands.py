@@ -89,13 +89,13 @@ class SNRBands(Bands):
         return cls(quantile_bands(schedule or NoiseSchedule.linear(), quantiles, names))
 
     @classmethod
-    def at_timesteps(cls, timesteps: Sequence[int], schedule: NoiseSchedule | None = None) -> SNRBands:
-        """A band of one timestep each, ``t = 100``, of a schedule, by default the linear one of 1000 steps.
+    def at_timesteps(cls, timesteps: Sequence[int], schedule: NoiseSchedule) -> SNRBands:
+        """A band of one timestep each, ``t = 100``, of a schedule.
 
         Raises:
             ValueError: timesteps are repeated, or not of the schedule.
         """
-        log_snr = (schedule or NoiseSchedule.linear()).log_snr.tolist()
+        log_snr = schedule.log_snr.tolist()
         if len(set(timesteps)) < len(timesteps) or not all(0 <= t < len(log_snr) for t in timesteps):
             raise ValueError(f"timesteps={list(timesteps)}: expected different ones, from 0 to {len(log_snr) - 1}.")
         edges = [math.inf, *((a + b) / 2 for a, b in pairwise(log_snr)), -math.inf]

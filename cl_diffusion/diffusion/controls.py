@@ -26,17 +26,23 @@ def relabelled(batch: Any, keys: Tensor, labels: Tensor) -> Any:
     """The batch's images, each with one of ``labels`` at random.
 
     Args:
-        batch: ``(images, labels)``.
+        batch: ``(images, labels, ...)``.
         keys: one a sample, int64 ``(B,)``.
         labels: to choose from, int64 ``(K,)``; one that is there twice is chosen twice as often.
     """
-    images, old = batch
+    images, old, *rest = batch
     chosen = keyed_integers(derive_keys(0, keys, purpose="labels"), len(labels))
-    return images, labels[chosen.to(labels.device)].to(old)
+    return images, labels[chosen.to(labels.device)].to(old), *rest
+
+
+def images_of(batch: Any) -> Tensor | None:
+    """The images of ``(images, ...)`` or of images alone; None of a batch of another form."""
+    images = batch[0] if isinstance(batch, (tuple, list)) and len(batch) else batch
+    return images if isinstance(images, Tensor) and images.is_floating_point() and images.ndim > 1 else None
 
 
 def labels_of(batch: Any) -> Tensor | None:
-    """The labels of ``(images, labels)``; None of images alone."""
+    """The labels of ``(images, labels, ...)``; None of images alone."""
     if not isinstance(batch, (tuple, list)) or len(batch) < 2 or not isinstance(batch[1], Tensor):
         return None
     labels: Tensor = batch[1]

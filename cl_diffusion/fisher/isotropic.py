@@ -50,7 +50,9 @@ class IsotropicFisher(TraceFisher):
 
 
 class RandomDirectionFisher(TraceFisher):
-    """``tr F u u^T`` with ``u`` uniform on the sphere, a function of the seed.
+    """``tr F u u^T`` with ``u`` uniform on the sphere, a function of the seed and of which samples there are.
+
+    So each task has another.
 
     Takes the arguments of ``FisherEstimator``.
     """
@@ -61,7 +63,8 @@ class RandomDirectionFisher(TraceFisher):
     @override
     def operator(self, samples: Samples, trace: float) -> LowRank:
         like = samples.gradients.parameters
-        key = samples.keys(torch.zeros(1, dtype=torch.int64), purpose="random direction")
+        which = sum(int(drawn.indices.sum()) for drawn in samples.drawn())
+        key = samples.keys(torch.tensor([sum(samples.gathered_objects(which))]), purpose="random direction")
         direction = keyed_normal(key, (sum(p.numel() for p in like.values()),))[0]
         direction /= torch.linalg.vector_norm(direction)
         columns = {name: column[None] for name, column in parameters.unflatten(direction, like).items()}

@@ -144,12 +144,12 @@ def regrouped(passed: Iterable[Rows], label: Callable[[Rows], Tensor]) -> Iterat
         for value in labels.unique().tolist():
             part = select(rows, labels == value)
             held = waiting.setdefault(value, [])
-            if held and not _joinable(held[0], part):
-                yield value, _joined(held)
+            if held and not joinable(held[0], part):
+                yield value, joined(held)
                 held.clear()
             held.append(part)
             if sum(len(piece.indices) for piece in held) >= size:
-                whole = _joined(held)
+                whole = joined(held)
                 held.clear()
                 full = torch.arange(len(whole.indices)) < size
                 if not bool(full.all()):
@@ -157,7 +157,7 @@ def regrouped(passed: Iterable[Rows], label: Callable[[Rows], Tensor]) -> Iterat
                 yield value, select(whole, full)
     for value, held in waiting.items():
         if held:
-            yield value, _joined(held)
+            yield value, joined(held)
 
 
 def select(rows: Rows, mask: Tensor) -> Rows:
@@ -170,7 +170,8 @@ def select(rows: Rows, mask: Tensor) -> Rows:
     return rows._replace(batch=tree_unflatten(parts, structure), indices=rows.indices[mask])
 
 
-def _joined(parts: list[Rows]) -> Rows:
+def joined(parts: list[Rows]) -> Rows:
+    """Several batches as one."""
     if len(parts) == 1:
         return parts[0]
     flat = [tree_flatten(part.batch)[0] for part in parts]
@@ -183,7 +184,8 @@ def _joined(parts: list[Rows]) -> Rows:
     return Rows(tree_unflatten(leaves, structure), torch.cat([part.indices for part in parts]), parts[-1].reseed)
 
 
-def _joinable(a: Rows, b: Rows) -> bool:
+def joinable(a: Rows, b: Rows) -> bool:
+    """Whether two batches differ in their samples alone."""
     (mine, mine_structure), (other, other_structure) = tree_flatten(a.batch), tree_flatten(b.batch)
     if mine_structure != other_structure:
         return False

@@ -65,12 +65,15 @@ class Probe:
         self.draw = draw
         with self._passes() as rows:
             at = [self._values(batch) for batch in rows]
-        if not at:
-            raise ValueError("batches hold no samples; expected at least one")
-        self._losses = torch.cat([losses for losses, _ in at])
+        none = torch.empty(0, dtype=torch.float64)
+        self._losses = torch.cat([none, *(losses for losses, _ in at)])
         self._outputs = [output for _, output in at]
-        indices = torch.cat([rows.indices for rows in population.rows(draw)])
-        self._order = torch.cat(gathered_objects(indices)).argsort()
+        mine = [rows.indices for rows in population.rows(draw)]
+        indices = torch.cat(gathered_objects(torch.cat([torch.empty(0, dtype=torch.int64), *mine])))
+        if not len(indices):
+            raise ValueError("batches hold no samples; expected at least one")
+        self._order = indices.argsort()
+        self._outputs_known = isinstance(self.loss, OutputLoss)
 
     @property
     def losses(self) -> Tensor:
@@ -96,7 +99,7 @@ class Probe:
                 if len(at) > 1:
                     curvatures.append(_curvature(self.loss, self.model, batch, at[1], along[1]).double())
                     outputs.append(along[1].double().square().flatten(1).mean(1))
-        return Slopes(self._ordered(losses), self._if_any(curvatures), self._if_any(outputs))
+        return Slopes(self._ordered(losses), self._if_known(curvatures), self._if_known(outputs))
 
     def changes(self, displacement: Mapping[str, Tensor]) -> Changes:
         """By putting the model there, and back again bit for bit."""
@@ -113,13 +116,15 @@ class Probe:
                 size = torch.linalg.vector_norm(residual, dim=1).clamp(min=torch.finfo(torch.float64).tiny)
                 along.append(((moved * residual).sum(1) / size).square())
         after = self._ordered(losses) - self.losses
-        return Changes(after, self._if_any(outputs), self._if_any(along))
+        return Changes(after, self._if_known(outputs), self._if_known(along))
 
     def _ordered(self, parts: Sequence[Tensor]) -> Tensor:
-        return torch.cat(gathered_objects(torch.cat(list(parts)).cpu()))[self._order]
+        """Of all processes; one of them may have none."""
+        mine = torch.cat([torch.empty(0, dtype=torch.float64), *(part.double().cpu() for part in parts)])
+        return torch.cat(gathered_objects(mine))[self._order]
 
-    def _if_any(self, parts: Sequence[Tensor]) -> Tensor | None:
-        return self._ordered(parts) if parts else None
+    def _if_known(self, parts: Sequence[Tensor]) -> Tensor | None:
+        return self._ordered(parts) if self._outputs_known else None
 
     @contextmanager
     def _passes(self) -> Iterator[Iterator[Any]]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from cl_diffusion.metrics.alignment import Direction, alignment
+from cl_diffusion.metrics.alignment import Direction, alignment, held_out
 from cl_diffusion.metrics.gram import Gram
 from cl_diffusion.metrics.half_samples import Estimate, Members, with_error
 from cl_diffusion.metrics.stability import stability
@@ -56,17 +56,20 @@ class GradientAudit:
     def estimates(self, repeats: int = 40, seed: int = 0) -> dict[str, dict[str, Estimate]]:
         """By band and name, every figure with the standard error over half samples.
 
-        - of ``Spectrum`` (own samples), and ``diagonal_error``;
+        - of ``Spectrum`` (own samples): ``leading_share``, ``second_to_first``, effective ranks and the like;
+          ``leading_share_corrected``: on samples that the direction was not found on;
+        - ``leading_error``, ``mean_error``, ``diagonal_error``: relative Frobenius errors of rank one along the leading
+          direction and along the mean gradient, and of the diagonal, without the bias of few samples;
         - ``v_itself``, ``mu_itself``: the split-half cosine of the leading direction and of the mean gradient;
           ``v_other``, ``v_relabelled``, ``v_noise``: with the other samples' (``alignment``), and ``.._corrected`` for
-          sampling noise; likewise ``mu_..``;
-        - ``mu_with BAND``: the cosine of the mean gradients of two bands, all samples of both;
-        - ``v_to_all``, ``mu_to_all``: the cosine of the band's direction with that over all timesteps, and
-          ``held_of_all``: ``v^T F_all v / lambda_1(F_all)``;
+          sampling noise; likewise ``mu_..``; ``mu_to_v``: of the mean with the leading direction, corrected;
+        - ``mu_with BAND``: the cosine of the mean gradients of two bands, corrected;
+        - ``v_to_all``, ``mu_to_all``: the cosine of the band's direction with that over all timesteps, corrected, and
+          ``held_of_all``: ``v^T F_all v / (v_all^T F_all v_all)``, both directions from other samples;
         - ``true_..``: of the spectrum with targets from the model; ``true_itself``; ``true_to_empirical``, corrected;
         - ``remainder_..``: of ``Stability``, the linear denoiser's direction against the model's;
-        - ``trace_share``: of the trace over all timesteps, and with output normalisation ``iewc_trace_share``;
-          ``iewc_..``: spectrum and alignment with output normalisation.
+        - ``trace_share``: of the traces of all bands, each weighted by its share of the timesteps, and with output
+          normalisation ``iewc_trace_share``; ``iewc_..``: spectrum and alignment with output normalisation.
         """
         flat = {f"{band}/{kind}": positions for band, of in self.members.items() for kind, positions in of.items()}
         found = with_error(lambda members: self._figures(members), flat, repeats=repeats, seed=seed)
@@ -114,7 +117,7 @@ class GradientAudit:
         gram, own = self.grams[band], of[OWN]
         found = _of_samples(gram, of)
         if band in self.squares:
-            within = own - self.members[band][OWN][0]
+            within = own - self.members[band][OWN].min()
             found["diagonal_error"] = gram.diagonal_error(self.squares[band][within][:, within], own)
         if TRUE in of:
             found |= {f"true_{name}": value for name, value in _shape(gram, of[TRUE]).items()}
@@ -132,23 +135,19 @@ class GradientAudit:
             return {}
         gram, start, own = self.across, 0, {}
         for band, of in self.members.items():
-            own[band] = members[f"{band}/{OWN}"] - of[OWN][0] + start
+            own[band] = members[f"{band}/{OWN}"] - of[OWN].min() + start
             start += len(of[OWN])
-        means = {band: gram.mean(positions) for band, positions in own.items()}
         found: dict[str, float] = {}
         for band, positions in own.items():
             if band == ALL:
                 continue
-            found |= {
-                f"{band}/mu_with {other}": gram.cosine(means[band], mean)
-                for other, mean in means.items()
-                if other not in (band, ALL)
-            }
+            for other, others in own.items():
+                if other not in (band, ALL):
+                    found[f"{band}/mu_with {other}"] = alignment(gram, positions, others, "mean").corrected
             if ALL in own:
-                v, v_all = gram.leading(positions), gram.leading(own[ALL])
-                held = gram.along(v, own[ALL]) / gram.along(v_all, own[ALL])
-                found |= {f"{band}/v_to_all": abs(gram.cosine(v, v_all)), f"{band}/held_of_all": held}
-                found[f"{band}/mu_to_all"] = gram.cosine(means[band], means[ALL])
+                found[f"{band}/v_to_all"] = alignment(gram, positions, own[ALL], "leading").corrected
+                found[f"{band}/mu_to_all"] = alignment(gram, positions, own[ALL], "mean").corrected
+                found[f"{band}/held_of_all"] = _held_of(gram, positions, own[ALL])
         return found
 
     def _trace_shares(self, members: Members) -> dict[str, float]:
@@ -166,20 +165,41 @@ class GradientAudit:
         return found
 
 
+def _held_of(gram: Gram, own: Tensor, whole: Tensor) -> float:
+    """``v^T F v / (v_all^T F v_all)`` with ``F`` over one half of the whole, directions from the other halves."""
+    held = most = 0.0
+    for one, other in ((0, 1), (1, 0)):
+        rest = whole[other::2]
+        held += gram.along(gram.leading(own[one::2]), rest)
+        most += gram.along(gram.leading(whole[one::2]), rest)
+    return held / most if most > 0 else math.nan
+
+
 def _of_samples(gram: Gram, of: Mapping[str, Tensor]) -> dict[str, float]:
     """Spectrum and alignments."""
-    found = _shape(gram, of[OWN])
+    own = of[OWN]
+    found = _shape(gram, own)
+    found["mu_to_v"] = alignment(gram, own, own, "mean", "leading").corrected
     for direction, name in NAMES.items():
-        found[f"{name}_itself"] = alignment(gram, of[OWN], of[OWN], direction).itself
+        found[f"{name}_itself"] = alignment(gram, own, own, direction).itself
         for kind in COMPARED:
             if kind in of:
-                compared = alignment(gram, of[OWN], of[kind], direction)
+                compared = alignment(gram, own, of[kind], direction)
                 found |= {f"{name}_{kind}_itself": compared.other_itself, f"{name}_{kind}": compared.across}
                 found[f"{name}_{kind}_corrected"] = compared.corrected
     return found
 
 
 def _shape(gram: Gram, members: Tensor) -> dict[str, float]:
+    """Of the samples' own spectrum what needs no other samples, and of the errors what the others say."""
     spectrum = gram.spectrum(members)._asdict()
-    del spectrum["eigenvalues"]
-    return spectrum
+    for name in ("eigenvalues", "leading_error", "mean_error", "mean_to_leading"):
+        del spectrum[name]
+    along, trace = held_out(gram, members, "leading")
+    along_mean, _ = held_out(gram, members, "mean")
+    return {
+        **spectrum,
+        "leading_share_corrected": along / trace if trace > 0 else math.nan,
+        "leading_error": gram.rank_one_error(along, members),
+        "mean_error": gram.rank_one_error(along_mean, members),
+    }

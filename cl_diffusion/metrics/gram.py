@@ -19,8 +19,8 @@ class Spectrum(NamedTuple):
         leading_share: ``lambda_1 / trace``.
         second_to_first: ``lambda_2 / lambda_1``.
         effective_rank: ``tr(F)^2 / tr(F^2)``, at most ``n``.
-        effective_rank_corrected: the same with ``tr(F^2)`` from pairs of different samples, which has no bias: of the
-            matrix that the samples are drawn from, however few they are.
+        effective_rank_corrected: the same with ``tr(F^2)`` from pairs of different samples, which has no bias: about
+            that of the matrix that the samples are drawn from, however few they are.
         leading_error: ``|F - lambda_1 v v^T|_F / |F|_F``, the least of any rank one.
         mean_error: ``|F - c mu mu^T|_F / |F|_F`` with the best ``c``.
         mean_share: ``|mu|^2 / trace``, about ``1 / n`` of gradients without a mean.
@@ -75,14 +75,12 @@ class Gram:
     def leading(self, members: Sequence[int] | Tensor | None = None) -> Tensor:
         """Coordinates of the unit leading eigenvector ``v`` of ``F`` over some samples, of either sign.
 
-        Raises:
-            ValueError: all gradients are zero.
+        Zero where all gradients are: there is no direction then.
         """
         chosen, coordinates = self._members(members), torch.zeros(len(self), dtype=torch.float64)
         values, vectors = torch.linalg.eigh(self.products[chosen][:, chosen])
-        if not values[-1] > 0:
-            raise ValueError(f"the gradients of these {len(chosen)} samples are zero: they have no leading direction")
-        coordinates[chosen] = vectors[:, -1] / values[-1].sqrt()
+        if values[-1] > 0:
+            coordinates[chosen] = vectors[:, -1] / values[-1].sqrt()
         return coordinates
 
     def inner(self, a: Tensor, b: Tensor) -> float:
@@ -90,15 +88,15 @@ class Gram:
         return float(a @ self.products @ b)
 
     def cosine(self, a: Tensor, b: Tensor) -> float:
-        """Of two directions, in [-1, 1]; 0 where one of them is zero."""
+        """Of two directions, in [-1, 1]; NaN where one of them is zero."""
         lengths = self.inner(a, a) * self.inner(b, b)
-        return max(-1.0, min(1.0, self.inner(a, b) / lengths**0.5)) if lengths > 0 else 0.0
+        return max(-1.0, min(1.0, self.inner(a, b) / lengths**0.5)) if lengths > 0 else math.nan
 
     def spectrum(self, members: Sequence[int] | Tensor | None = None) -> Spectrum:
-        """Of ``F`` over some samples, or all: ``K / n`` has its eigenvalues.
+        """Of ``F`` over some samples, or all: ``K / n`` has its eigenvalues. NaN where all gradients are zero.
 
         Raises:
-            ValueError: fewer than two samples, or all gradients are zero.
+            ValueError: fewer than two samples.
         """
         chosen = self._members(members)
         n = len(chosen)
@@ -108,9 +106,10 @@ class Gram:
         products = self.products[chosen][:, chosen]
         values = torch.linalg.eigvalsh(products / n).flip(0).clamp(min=0.0)
         trace, norm = float(values.sum()), float(torch.linalg.vector_norm(values))
+        if trace == 0:
+            return Spectrum(values, 0.0, *[math.nan] * (len(Spectrum._fields) - 2))
         along_mean = products.mean(1)  # g_i^T mu
-        squares = products.square()
-        pairs = float(squares.sum() - squares.diagonal().sum()) / (n * (n - 1))
+        pairs = _of_pairs(products.square())
         mean_squared = self.inner(mu, mu)
         lengths = (products.diagonal() * mean_squared).clamp(min=0.0).sqrt()
         captured = float(along_mean.square().mean()) / mean_squared if mean_squared > 0 else 0.0
@@ -133,17 +132,29 @@ class Gram:
         scale = weights.to(torch.float64).sqrt()
         return Gram(scale[:, None] * self.products * scale)
 
+    def norm_squared(self, members: Sequence[int] | Tensor | None = None) -> float:
+        """``|F|_F^2 = tr F^2`` without bias, from pairs of different samples."""
+        chosen = self._members(members)
+        return _of_pairs(self.products[chosen][:, chosen].square())
+
     def diagonal_error(self, squares: Tensor, members: Sequence[int] | Tensor) -> float:
-        """``|F - diag F|_F / |F|_F`` over some samples.
+        """``|F - diag F|_F / |F|_F`` of the matrix that some samples are drawn from, in [0, 1].
+
+        Both norms from pairs of different samples: those of the samples' own matrix would be far from diagonal even
+        where ``F`` is the identity. NaN where there are too few to tell ``|F|``.
 
         Args:
             squares: inner products of their squared entries, ``(g_i * g_i)^T (g_j * g_j)``, in the members' order.
             members: which samples.
         """
-        chosen = self._members(members)
-        share = float(squares.sum() / self.products[chosen][:, chosen].square().sum())
-        error: float = max(0.0, 1 - share) ** 0.5
-        return error
+        return _rest(_of_pairs(squares), self.norm_squared(members))
+
+    def rank_one_error(self, along: float, members: Sequence[int] | Tensor) -> float:
+        """``|F - c u u^T|_F / |F|_F`` with the best ``c``, for a unit ``u`` with ``u^T F u = along``, in [0, 1].
+
+        ``along`` is to come from samples that ``u`` was not found on, else it is too small.
+        """
+        return _rest(along**2, self.norm_squared(members))
 
     def along(self, direction: Tensor, members: Sequence[int] | Tensor | None = None) -> float:
         """``u^T F u`` of a direction, over some samples or all."""
@@ -151,3 +162,14 @@ class Gram:
 
     def _members(self, members: Sequence[int] | Tensor | None) -> Tensor:
         return torch.arange(len(self)) if members is None else torch.as_tensor(members)
+
+
+def _of_pairs(matrix: Tensor) -> float:
+    """The mean of the entries off the diagonal."""
+    n = len(matrix)
+    return float(matrix.sum() - matrix.diagonal().sum()) / (n * (n - 1))
+
+
+def _rest(part: float, whole: float) -> float:
+    """``sqrt(1 - part / whole)``, in [0, 1]."""
+    return min(1.0, max(0.0, 1 - part / whole)) ** 0.5 if whole > 0 else math.nan

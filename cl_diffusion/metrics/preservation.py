@@ -50,8 +50,12 @@ class Preservation:
     def estimates(self, repeats: int = 40, seed: int = 0) -> dict[str, Estimate]:
         """Figures with their standard error over half samples, named ``claim/figure/radius``.
 
-        - ``rank_correlation``: of prediction and measurement over directions (Spearman): 1 keeps the order of all;
+        - ``rank_correlation``: of prediction and measurement over directions (Spearman): 1 keeps the order of all. Its
+          error is over samples; that of so few directions is not in it;
         - ``ratio``: measured over predicted, the median over directions: 1 keeps its word;
+        - ``each_sample/correlation``, ``each_output/correlation``: over samples, of ``r g_i^T u`` with half of what a
+          sample's loss changes from ``-r u`` to ``r u``, and of ``r^2 |J_i u|^2 / d`` with its output's squared change;
+          the median over directions;
         - ``loss/rank_correlation by F/r`` and by each approximation: how well that orders the mean loss change;
         - ``empirical_to_true``: ``u^T F u / u^T GGN u``, median over directions, and ``.._least``, ``.._most``.
         """
@@ -76,6 +80,7 @@ class Preservation:
                 found[f"{claim}/rank_correlation/{radius:g}"] = rank_correlation(predicted, measured)
                 ratios = [m / p for p, m in zip(predicted, measured, strict=True) if p > 0]
                 found[f"{claim}/ratio/{radius:g}"] = _median(ratios)
+            found |= self._each(radius, chosen)
             if "loss" in claims:
                 measured = [pair[1] for pair in claims["loss"].values()]
                 others = {"F": {u: self._empirical(u, chosen) for u in self.responses}, **(self.approximations or {})}
@@ -91,6 +96,17 @@ class Preservation:
             found |= {"empirical_to_true": _median(ratios)}
             found |= {"empirical_to_true_least": min(ratios), "empirical_to_true_most": max(ratios)}
         return found
+
+    def _each(self, radius: float, chosen: Tensor) -> dict[str, float]:
+        """Whether samples are told apart by what is predicted of each."""
+        losses, outputs = [], []
+        for response in self.responses.values():
+            forth, back = response.steps[radius]
+            losses.append(_correlation(response.slopes.loss[chosen], (forth.loss - back.loss)[chosen]))
+            if response.slopes.output is not None and forth.output is not None and back.output is not None:
+                outputs.append(_correlation(response.slopes.output[chosen], (forth.output + back.output)[chosen]))
+        found = {f"each_sample/correlation/{radius:g}": _median(losses)}
+        return {**found, f"each_output/correlation/{radius:g}": _median(outputs)} if outputs else found
 
     def _empirical(self, direction: str, chosen: Tensor) -> float:
         return float(self.responses[direction].slopes.loss[chosen].square().mean())
@@ -140,7 +156,9 @@ class Damage:
 
         ``loss``, the mean change by ``D``; ``loss_along NAME``, ``loss_without NAME``: by its parts; ``share_along
         NAME``: the first of them over the whole; ``predicted``: ``g^T D + 1/2 D^T GGN D``; ``length_along NAME``: the
-        share of ``|D|^2``.
+        share of ``|D|^2``. And what each Fisher makes of ``D`` itself: ``each_loss``, the root mean square change of a
+        sample's loss, and ``each_loss_predicted``, ``(D^T F D)^(1/2)``; ``output``, the mean squared output change, and
+        ``output_predicted``, ``E|J D|^2 / d``.
         """
         positions = torch.arange(len(self.whole.loss))
         return with_error(self._figures, {"samples": positions}, repeats=repeats, seed=seed)
@@ -148,10 +166,17 @@ class Damage:
     def _figures(self, members: Members) -> dict[str, float]:
         chosen = members["samples"]
         whole = float(self.whole.loss[chosen].mean())
-        found = {"loss": whole}
+        found = {
+            "loss": whole,
+            "each_loss": float(self.whole.loss[chosen].square().mean()) ** 0.5,
+            "each_loss_predicted": float(self.slopes.loss[chosen].square().mean()) ** 0.5,
+        }
         if self.slopes.curvature is not None:
             second = self.slopes.loss[chosen] + self.slopes.curvature[chosen] / 2
             found["predicted"] = float(second.mean())
+        if self.slopes.output is not None and self.whole.output is not None:
+            found["output"] = float(self.whole.output[chosen].mean())
+            found["output_predicted"] = float(self.slopes.output[chosen].mean())
         for name, along in self.along.items():
             part = float(along.loss[chosen].mean())
             found[f"loss_along {name}"] = part
@@ -163,7 +188,11 @@ class Damage:
 
 def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:
     """Spearman's: the correlation of ranks, in [-1, 1]; ties share their mean rank. NaN where all of one are equal."""
-    x, y = (_ranks(values) for values in (a, b))
+    return _correlation(_ranks(a), _ranks(b))
+
+
+def _correlation(x: Tensor, y: Tensor) -> float:
+    """Pearson's; NaN where one is constant."""
     x, y = x - x.mean(), y - y.mean()
     size = float(torch.linalg.vector_norm(x) * torch.linalg.vector_norm(y))
     return float(x @ y) / size if size else math.nan
@@ -182,4 +211,5 @@ def _mean(steps: tuple[Changes, Changes], name: str, chosen: Tensor) -> float:
 
 
 def _median(values: Sequence[float]) -> float:
-    return statistics.median(values) if values else math.nan
+    known = [value for value in values if not math.isnan(value)]
+    return statistics.median(known) if known else math.nan

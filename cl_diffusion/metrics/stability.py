@@ -21,6 +21,7 @@ class Stability(NamedTuple):
         bound: ``sin a <= 2 |R| / gap`` (Yu, Wang & Samworth 2015, corollary 1); more than 1 says nothing.
         sharp_bound: ``sin 2a <= 2 |R| / gap``, on ``sin a``, where ``|R| < gap / 2``; infinite elsewhere.
         residual_bound: ``|R v_lin| / (lambda_1(G_lin) - lambda_2(G))`` where that is positive; infinite elsewhere.
+        bound_cosine: ``sqrt(1 - b^2)`` with the least of the three bounds: the cosine that is certain; 0 where none is.
     """
 
     sine: float
@@ -30,6 +31,7 @@ class Stability(NamedTuple):
     bound: float
     sharp_bound: float
     residual_bound: float
+    bound_cosine: float
 
 
 def stability(products: torch.Tensor) -> Stability:
@@ -59,12 +61,15 @@ def stability(products: torch.Tensor) -> Stability:
     length = max(0.0, gram.inner(moved, moved)) ** 0.5
     apart = float(of_linear[0]) - (float(of_whole[1]) if n > 1 else 0.0)
     ratio = perturbation / gap if gap > 0 else math.inf
+    sharp = math.sin(math.asin(2 * ratio) / 2) if ratio < 0.5 else math.inf
+    a_posteriori = length / apart if apart > 0 else math.inf
     return Stability(
         sine=max(0.0, 1 - gram.cosine(v, v_linear) ** 2) ** 0.5,
         perturbation=perturbation,
         gap=gap,
         ratio=ratio,
         bound=2 * ratio,
-        sharp_bound=math.sin(math.asin(2 * ratio) / 2) if ratio < 0.5 else math.inf,
-        residual_bound=length / apart if apart > 0 else math.inf,
+        sharp_bound=sharp,
+        residual_bound=a_posteriori,
+        bound_cosine=max(0.0, 1 - min(2 * ratio, sharp, a_posteriori) ** 2) ** 0.5,
     )

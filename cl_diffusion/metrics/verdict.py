@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from cl_diffusion.metrics.gradient_audit import COMPARED
 from cl_diffusion.metrics.half_samples import Estimate
 
 Figures = Mapping[str, Estimate]
 
 HIGH, LOW = 0.8, 0.5
 """A cosine or share above ``HIGH`` with its whole interval is called high, below ``LOW`` low."""
+NOISE_ALONE = 1 / 3
+"""Two halves that agree at ``r`` make a whole whose share of signal is ``2 r / (1 + r)``: half, at 1/3."""
 
 
 def level(figure: Estimate, high: float = HIGH, low: float = LOW) -> str | None:
@@ -34,14 +37,15 @@ def verdict(figures: Mapping[str, Figures]) -> list[str]:
 
     The rules, on figures of ``GradientAudit.estimates`` and their 95 per cent intervals:
 
-    - *shape*: ``leading_share`` high: rank one; low: not rank one;
-    - *direction*: only where ``v_itself`` is at least ``LOW`` with its interval do the samples determine it, else
-      nothing more is said of it. ``v_other_corrected`` high: task-independent; low: of this task; and likewise what
+    - *shape*: ``leading_share_corrected`` high: rank one; low: not rank one;
+    - *direction*: ``v_itself`` below ``NOISE_ALONE`` with its interval: the samples do not determine it; at least
+      ``LOW`` with its interval: they do; else that is not known, and nothing more is said of it. Where both this and
+      the other direction are determined, ``v_other_corrected`` high: task-independent; low: of this task; likewise what
       labels and data have to do with it, from ``v_relabelled_corrected`` and ``v_noise_corrected``;
-    - *mean*: whether the mean gradient agrees with itself, and only then, with the leading direction;
-    - *linear model*: ``remainder_ratio`` below 1/2 with its interval: the linear denoiser's direction is bound to
-      survive; else the measured angle alone is said;
-    - *true Fisher*: its leading share against the empirical one's, where the intervals are apart.
+    - *mean*: the same of ``mu_itself``, and where it is determined ``mu_to_v``;
+    - *linear model*: ``remainder_bound_cosine``, of the least bound, high: the linear denoiser's direction is bound to
+      survive; else the bound and the measured angle are said;
+    - *true Fisher*: its leading share against the empirical one's, where both are known and the intervals apart.
     """
     return [f"{band}: {'; '.join(said)}." for band, of in figures.items() if (said := _of_band(of))]
 
@@ -66,16 +70,26 @@ def _shape(of: Figures) -> str:
         "low": "not rank one",
         "else": "too few samples to tell the rank",
     }
-    return _said(of["leading_share"], says, " of the trace")
+    return _said(of["leading_share_corrected"], says, " of the trace along one direction")
+
+
+def _determined(itself: Estimate) -> bool | None:
+    """Whether a direction agrees with itself; None where the samples do not say."""
+    if not itself.known(0.25):
+        return None
+    below, above = itself.interval
+    return True if below >= LOW else False if above < NOISE_ALONE else None
 
 
 def _direction(of: Figures) -> str:
     itself = of["v_itself"]
-    if level(itself) in ("low", "not high"):
-        return f"these samples do not determine the leading direction (it agrees with itself at {_told(itself)})"
-    if level(itself) in (None, "unknown"):
+    if (determined := _determined(itself)) is None:
         return f"too few samples to tell whether there is one leading direction ({_told(itself)} with itself)"
+    if not determined:
+        return f"these samples do not determine the leading direction (it agrees with itself at {_told(itself)})"
     said = [f"the direction agrees with itself ({_told(itself)})"]
+    there = [kind for kind in COMPARED if f"v_{kind}_itself" in of and _determined(of[f"v_{kind}_itself"])]
+    known = {kind: of[f"v_{kind}_corrected"] for kind in there}
     if "v_other_corrected" in of:
         says = {
             "high": "and with another task's: task-independent",
@@ -85,14 +99,14 @@ def _direction(of: Figures) -> str:
             "low": "and not with another task's: it is this task's",
             "else": "and whether with another task's cannot be told",
         }
-        said.append(_said(of["v_other_corrected"], says))
-    if "v_relabelled_corrected" in of and "v_other_corrected" in of:
-        same, other = of["v_relabelled_corrected"], of["v_other_corrected"]
+        said.append(_said(known["other"], says) if "other" in known else says["else"])
+    if {"relabelled", "other"} <= known.keys():
+        same, other = known["relabelled"], known["other"]
         if same.known(0.25) and other.known(0.25) and _apart(same, other):
             effect = "differ more" if same.value > other.value else "agree more"
-            same_labels = {"high": ": with the same labels it is task-independent"}.get(level(same) or "", "")
-            said.append(f"labels alone make it {effect} ({_told(same)} under the same labels){same_labels}")
-    if "v_noise_corrected" in of:
+            says = {"high": ": under the same labels it is task-independent"}
+            said.append(f"labels alone make it {effect}{says.get(level(same) or '', '')} ({_told(same)})")
+    if "noise" in known:
         says = {
             "high": "pure noise, without any image, has the same direction",
             "not low": "pure noise has at least part of it",
@@ -101,16 +115,16 @@ def _direction(of: Figures) -> str:
             "low": "pure noise has another",
             "else": "whether pure noise has it cannot be told",
         }
-        said.append(_said(of["v_noise_corrected"], says))
+        said.append(_said(known["noise"], says))
     return ", ".join(said)
 
 
 def _mean(of: Figures) -> str:
     itself = of["mu_itself"]
-    if level(itself) in ("low", "not high"):
-        return f"the mean gradient is mostly sampling noise ({_told(itself)} with itself)"
-    if level(itself) in (None, "unknown"):
+    if (determined := _determined(itself)) is None:
         return f"whether there is a mean gradient beside sampling noise cannot be told ({_told(itself)} with itself)"
+    if not determined:
+        return f"the mean gradient is mostly sampling noise ({_told(itself)} with itself)"
     says = {
         "high": "the mean gradient is the leading direction",
         "not low": "the mean gradient has half of the leading direction or more",
@@ -119,30 +133,29 @@ def _mean(of: Figures) -> str:
         "low": "the mean gradient is not the leading direction",
         "else": "whether the mean gradient is the leading direction cannot be told",
     }
-    return _said(of["mean_to_leading"], says)
+    return _said(of["mu_to_v"], says)
 
 
 def _remainder(of: Figures) -> str:
-    if "remainder_ratio" not in of:
+    if "remainder_sine" not in of:
         return ""
-    ratio, sine = of["remainder_ratio"], of["remainder_sine"]
-    if ratio.known(0.25) and ratio.interval[1] < 0.5:
-        return f"a linear denoiser's direction is bound to survive (remainder {_told(ratio)} of the gap)"
-    bound = f"no bound holds it (remainder {_told(ratio)} of the gap)"
-    if not sine.known(0.25):
-        return f"{bound}, and the angle to a linear denoiser's direction is not known"
-    return f"a linear denoiser's direction is at sine {_told(sine)}, {bound}"
+    certain, sine = of["remainder_bound_cosine"], of["remainder_sine"]
+    if level(certain) == "high":
+        return f"a linear denoiser's direction is bound to survive (cosine {_told(certain)} or more)"
+    above = certain.interval[1]
+    bound = "no bound holds it" if certain.known(0.25) and above < 0.1 else f"bound to a cosine of {_told(certain)}"
+    angle = f"at sine {_told(sine)}" if sine.known(0.25) else "at an angle that is not known"
+    return f"a linear denoiser's direction is {angle}, {bound} (remainder {_told(of['remainder_ratio'])} of the gap)"
 
 
 def _true(of: Figures) -> str:
-    if "true_leading_share" not in of:
+    if "true_leading_share_corrected" not in of:
         return ""
-    true, empirical = of["true_leading_share"], of["leading_share"]
-    if not _apart(true, empirical):
+    true, empirical = of["true_leading_share_corrected"], of["leading_share_corrected"]
+    if not (true.known(0.25) and empirical.known(0.25) and _apart(true, empirical)):
         return "the true Fisher's leading share cannot be told from the empirical one's"
     word = "flatter" if true.value < empirical.value else "steeper"
-    rank = of["true_effective_rank_corrected"]
-    return f"the true Fisher is {word} ({_told(true)} of its trace on one direction; effective rank {_told(rank)})"
+    return f"the true Fisher is {word} ({_told(true)} of its trace along one direction)"
 
 
 def _apart(a: Estimate, b: Estimate) -> bool:
@@ -152,4 +165,4 @@ def _apart(a: Estimate, b: Estimate) -> bool:
 
 def _told(figure: Estimate) -> str:
     """The figure, plus or minus what makes its interval."""
-    return f"{figure.value:.2g} +- {1.96 * figure.error:.1g}"
+    return f"{figure.value:.2g} +- {1.96 * figure.error:.2g}"

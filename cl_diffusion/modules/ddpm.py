@@ -84,6 +84,11 @@ class DDPM(PlainHyperparameters, SeededSteps):
         return self.denoiser.takes_labels
 
     @property
+    def noise_schedule(self) -> NoiseSchedule:
+        """Whose timesteps are drawn."""
+        return self.denoiser.schedule
+
+    @property
     def loss_identity(self) -> Mapping[str, str]:
         """What the per-sample loss is, for the provenance of operators estimated from it."""
         dropout = {"label_dropout": str(self.label_dropout)} if self.label_dropout else {}

@@ -17,7 +17,7 @@ def test_no_other_multiple_of_the_input_is_nearer_to_the_target(prediction: Pred
     schedule = NoiseSchedule.linear()
     images = torch.rand(60000, 1, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 1.4 - 0.3
     denoiser = Denoiser(torch.nn.Identity(), schedule, prediction)
-    [band] = SNRBands.at_timesteps([t]).bands
+    [band] = SNRBands.at_timesteps([t], schedule).bands
     loss = DenoisingLoss()
     torch.manual_seed(0)
     drawn = loss.draw(schedule, images, band=band)
@@ -35,7 +35,7 @@ def test_bands_of_single_timesteps_hold_them_alone() -> None:
     assert bands.names == ("t = 49", "t = 3", "t = 0")
     assert [band.timesteps(schedule).tolist() for band in bands.bands] == [[49], [3], [0]]
     with pytest.raises(ValueError, match="timesteps"):
-        SNRBands.at_timesteps([1, 1])
+        SNRBands.at_timesteps([1, 1], schedule)
     assert [b.name for b in SNRBands.by_quantile().bands] == ["low", "mid", "high"]
     assert SNRBand("all").timesteps(schedule).tolist() == list(range(50))
 

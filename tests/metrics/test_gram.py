@@ -63,7 +63,8 @@ def test_known_answers() -> None:
     isotropic = torch.cat([v, -v])
     found = Gram(isotropic @ isotropic.T).spectrum()
     assert (found.leading_share, found.second_to_first, found.effective_rank) == pytest.approx((1 / 6, 1.0, 6.0))
-    assert (found.mean_share, found.mean_to_leading, found.mean_error) == pytest.approx((0, 0, 1), abs=1e-9)
+    assert (found.mean_share, found.mean_error) == pytest.approx((0, 1), abs=1e-9)
+    assert math.isnan(found.mean_to_leading)  # there is no mean
     apart = torch.cat([one, normal(40, 1, seed=1) * v[1]])
     gram = Gram(apart @ apart.T)
     assert gram.cosine(gram.leading(range(40)), gram.leading(range(40, 80))) == pytest.approx(0, abs=1e-9)
@@ -134,8 +135,7 @@ def test_what_cannot_be_said_is_refused() -> None:
         Gram(torch.zeros(3, 4))
     with pytest.raises(ValueError, match="all finite"):
         Gram(torch.full((2, 2), math.nan))
-    with pytest.raises(ValueError, match="gradients of these 2 samples are zero"):
-        Gram(torch.zeros(3, 3)).leading([0, 2])
+    assert not Gram(torch.zeros(3, 3)).leading([0, 2]).any()  # no direction
     with pytest.raises(ValueError, match="expected at least 2 samples"):
         Gram(torch.eye(3)).spectrum([1])
     with pytest.raises(ValueError, match="products of 3 gradients; expected those of n samples, then n"):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from cl_diffusion.callbacks.diagnostics.audit_record import AuditRecord
@@ -20,7 +21,7 @@ from cl_diffusion.keys import derive_keys
 from cl_diffusion.linalg import Parameters, parameters
 from cl_diffusion.metrics.gradient_audit import ALL, NOISE, OTHER, OWN, TRUE, GradientAudit
 from cl_diffusion.metrics.gram import Gram
-from cl_diffusion.metrics.half_samples import Estimate
+from cl_diffusion.metrics.half_samples import Estimate, Members, with_error
 from cl_diffusion.metrics.preservation import Damage, Preservation, Response
 from cl_diffusion.metrics.verdict import verdict
 
@@ -46,7 +47,6 @@ class AuditMeasurements:
 
     def audit(self, subject: AuditSources, provenance: dict[str, Any]) -> tuple[AuditRecord, Directions]:
         """What is found at the current weights, and the directions that it is about: unit vectors."""
-        law = subject.law()
         grams, members, squares, weights = {}, {}, {}, {}
         directions: Directions = {}
         for band in self.track(subject.names, "gradients"):
@@ -54,7 +54,7 @@ class AuditMeasurements:
             sources, kinds = list(by_kind.values()), list(by_kind)
             found = inner_products(sources, self.memory_budget, [kinds.index(OWN)])
             grams[band] = Gram(found.products)
-            members[band] = {kind: found.members(number) for number, kind in enumerate(kinds)}
+            members[band] = {kind: self._at_random(found.members(number)) for number, kind in enumerate(kinds)}
             squares[band] = found.squares[kinds.index(OWN)]
             if isinstance(subject.loss, OutputLoss):
                 weights[band] = self._weights(by_kind, found)
@@ -65,11 +65,11 @@ class AuditMeasurements:
         if len(subject.names) > 1:
             own = [subject.sources(band)[OWN] for band in subject.names]
             across = Gram(inner_products(own, self.memory_budget).products)
-        audit = GradientAudit(grams, members, across, squares, weights, law)
-        record = AuditRecord({**provenance, "law": law}, audit.estimates(self.repeats, self.seed), audit.spectra())
-        record.nonlinearity = subject.nonlinearity()
+        audit = GradientAudit(grams, members, across, squares, weights, subject.law())
+        record = AuditRecord(provenance, audit.estimates(self.repeats, self.seed), audit.spectra())
+        record.nonlinearity = self._nonlinearity(subject)
         record.verdict = verdict(record.figures)
-        if self.radii:
+        if self.radii and not _too_coarse(subject):
             like = dict(subject.sources(ALL)[OWN].gradients.parameters)
             probed = {**directions, **random_directions(like, self.random, self.seed)}
             for band in self.track(subject.names, "steps along directions"):
@@ -83,7 +83,7 @@ class AuditMeasurements:
     ) -> dict[str, dict[str, Estimate]]:
         """What a displacement from the current weights does to the task, by band; nothing where there is none."""
         squared = float(parameters.inner(displacement, displacement))
-        if squared == 0:
+        if squared == 0 or _too_coarse(subject):
             return {}
         found: dict[str, dict[str, Estimate]] = {}
         for band in self.track(subject.names, "damage along directions"):
@@ -107,6 +107,36 @@ class AuditMeasurements:
             if kind in (OWN, OTHER):
                 weights[found.members(number)] = 1 / (self._sizes(samples) + self.tau)
         return weights
+
+    def _at_random(self, positions: Tensor) -> Tensor:
+        """In a random order, the same for all sets of a size: what is halved by turns is then halved at random."""
+        generator = torch.Generator().manual_seed(self.seed)
+        return positions[torch.randperm(len(positions), generator=generator)]
+
+    def _nonlinearity(self, subject: AuditSources) -> dict[str, Estimate]:
+        """By band, ``(E|f - f_lin|^2 / E|f|^2)^(1/2)`` of outputs."""
+        linear = subject.linear_output()
+        if linear is None or not isinstance(subject.loss, OutputLoss):
+            return {}
+        found: dict[str, Estimate] = {}
+        for band in subject.names:
+            source = Samples(subject.population(band), Empirical())
+            parts: list[Tensor] = [torch.empty(0, 2, dtype=torch.float64)]
+            for drawn in source.drawn():
+                output = source.terms(drawn).output
+                assert output is not None
+                apart = output - linear(subject.module, drawn.inputs.batch)
+                squares = [each.double().square().flatten(1).mean(1).cpu() for each in (apart, output)]
+                parts.append(torch.stack(squares, 1))
+            every = source.gathered(torch.cat(parts))
+
+            def ratio(members: Members, every: Tensor = every) -> dict[str, float]:
+                error, size = every[members["samples"]].mean(0).tolist()
+                return {"ratio": (error / size) ** 0.5}
+
+            members = {"samples": torch.arange(len(every))}
+            found[band] = with_error(ratio, members, repeats=self.repeats, seed=self.seed)["ratio"]
+        return found
 
     def _preservation(
         self, subject: AuditSources, band: str, probed: Directions, directions: Directions
@@ -134,9 +164,20 @@ class AuditMeasurements:
     def _sizes(self, source: Samples, draw: int = 0) -> Tensor:
         """``s_i = |dl_i / df|^2``, float64, in ascending order of the samples' indices."""
         size = OutputNormalized(tau=self.tau).size
-        parts = [(drawn.indices, size(source.terms(drawn)).double().cpu()) for drawn in source.drawn(draw)]
-        indices, sizes = (source.gathered(torch.cat(list(part))) for part in zip(*parts, strict=True))
-        return sizes[indices.argsort()]
+        indices, sizes = [torch.empty(0, dtype=torch.int64)], [torch.empty(0, dtype=torch.float64)]
+        for drawn in source.drawn(draw):
+            indices.append(drawn.indices)
+            sizes.append(size(source.terms(drawn)).double().cpu())
+        return source.gathered(torch.cat(sizes))[source.gathered(torch.cat(indices)).argsort()]
+
+
+def _too_coarse(subject: AuditSources) -> bool:
+    """Whether the weights are so coarse that small steps are lost in their rounding."""
+    dtype = next(iter(parameters.trainable_parameters(subject.module).values())).dtype
+    coarse = torch.finfo(dtype).eps > 1e-6
+    if coarse:
+        rank_zero_warn(f"steps and damage are left out of the audit: {dtype} weights do not hold steps so small")
+    return coarse
 
 
 def _wanted(band: str, names: Iterable[str]) -> list[str]:

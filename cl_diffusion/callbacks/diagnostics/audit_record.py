@@ -36,7 +36,7 @@ class AuditRecord:
     preservation: dict[str, dict[str, Estimate]] = field(default_factory=dict)
     predictions: dict[str, Any] = field(default_factory=dict)
     damage: dict[str, dict[str, Estimate]] = field(default_factory=dict)
-    nonlinearity: dict[str, float] = field(default_factory=dict)
+    nonlinearity: dict[str, Estimate] = field(default_factory=dict)
     verdict: list[str] = field(default_factory=list)
 
     def write(self, folder: Path) -> Path:
@@ -48,7 +48,7 @@ class AuditRecord:
             "figures": _entries(self.figures),
             "preservation": _entries(self.preservation),
             "damage": _entries(self.damage),
-            "nonlinearity": self.nonlinearity,
+            "nonlinearity": {band: _entry("nonlinearity", of) for band, of in self.nonlinearity.items()},
             "spectra": self.spectra,
             "predictions": self.predictions,
         }

@@ -14,31 +14,44 @@ from cl_diffusion.callbacks.batches import TransferredBatches, training_batches
 from cl_diffusion.callbacks.regularization.sample_gradients import sample_loss
 from cl_diffusion.callbacks.task import task_stream
 from cl_diffusion.diffusion import SNRBand, SNRBands
-from cl_diffusion.diffusion.controls import labels_of, pure_noise, relabelled
+from cl_diffusion.diffusion.controls import images_of, labels_of, pure_noise, relabelled
 from cl_diffusion.fisher import DiagonalFisher, OneByOne, OutputLoss
 from cl_diffusion.fisher.batch import batch_size
-from cl_diffusion.fisher.population import Population, Rows, gathered_objects, rank, select, world_size
+from cl_diffusion.fisher.population import (
+    Population,
+    Rows,
+    gathered_objects,
+    joinable,
+    joined,
+    rank,
+    select,
+    world_size,
+)
 from cl_diffusion.fisher.residual import RESIDUALS, Empirical, OfOutput
 from cl_diffusion.fisher.samples import Samples
-from cl_diffusion.keys import KeyedBatch
+from cl_diffusion.keys import KeyedBatch, derive_keys
 from cl_diffusion.metrics.gradient_audit import ALL, KINDS, NOISE, OTHER, OWN, RELABELLED, SURROGATE, TRUE
 
-_OTHERS_SEED = 1_000_003
-"""Added to the seed of samples that are compared with the task's own, so that no draw of noise is common to both."""
+FEWEST = 8
+"""Fewer samples of a task are no set that could be halved and halved again."""
 
 
 class AuditSources:
     """A task's samples in each band, and what they are compared with, all of one module.
 
+    The same samples in every band, each with draws of its own; no draw of noise is common to two bands, or to the task
+    and what it is compared with.
+
     Args:
         trainer: that runs the module.
         module: offers what ``EWC`` asks for, and optionally ``draw(batch, keys, band)`` and ``linear_output(drawn,
-            second_moment)``.
+            second_moment)``. The other task's images under this one's labels are looked at where it is
+            ``class_conditional``.
         task: whose samples are audited, from 0.
         other: with whose they are compared; None where there is no other.
         bands: in which; None is all timesteps alone.
-        samples: of each task in each band.
-        seed: of the draws.
+        samples: of each task, chosen at random.
+        seed: of that choice and of the draws.
         kinds: which of ``KINDS`` to look at, where they are to be had; ``own`` always.
     """
 
@@ -58,8 +71,9 @@ class AuditSources:
         self.module: Any = module
         self.bands = bands
         self.seed = seed
-        self.own = _First(_batches(trainer, task), samples)
-        self.other = None if other is None else _First(_batches(trainer, other), samples)
+        self.own = Chosen(_batches(trainer, task), samples, seed)
+        wanted = other is not None and self.kinds & {OTHER, RELABELLED}
+        self.other = Chosen(_batches(trainer, other), samples, seed) if wanted and other is not None else None
         output_loss = getattr(module, "output_loss", None)
         self.loss: Any = output_loss if isinstance(output_loss, OutputLoss) else sample_loss(module, DiagonalFisher())
 
@@ -79,7 +93,9 @@ class AuditSources:
             "task": self.task + 1,
             "other": None if self.compared is None else self.compared + 1,
             "bands": None if self.bands is None else self.bands.describe(),
-            "samples": self.samples,
+            "law": self.law(),
+            "samples": len(self.own),
+            "samples_of_other": None if self.other is None else len(self.other),
             "kinds": sorted(self.kinds),
         }
 
@@ -89,87 +105,77 @@ class AuditSources:
         found = {OWN: Samples(own, Empirical())}
         found |= {kind: Samples(population, Empirical()) for kind, population in self._compared(band).items()}
         if isinstance(self.loss, OutputLoss):
-            if callable(getattr(self.module, "linear_output", None)):
-                found[SURROGATE] = Samples(own, OfOutput(self._linear_output()))
+            if (linear := self.linear_output()) is not None:
+                found[SURROGATE] = Samples(own, OfOutput(linear))
             found[TRUE] = Samples(own, RESIDUALS["model"])
         return {kind: samples for kind, samples in found.items() if kind in self.kinds}
 
-    def nonlinearity(self) -> dict[str, float]:
-        """By band, ``(E|f - f_lin|^2 / E|f|^2)^(1/2)``; empty where the module has no ``linear_output``."""
-        if not isinstance(self.loss, OutputLoss) or not callable(getattr(self.module, "linear_output", None)):
-            return {}
-        linear, found = self._linear_output(), {}
+    def try_out(self) -> None:
+        """Raise what an audit would raise of a module and batches that it does not fit; by a few samples' gradients."""
         for band in self.names:
-            sums = torch.zeros(2, dtype=torch.float64)
-            population = self.population(band)
-            source = Samples(population, Empirical())
-            for drawn in source.drawn():
-                output = source.terms(drawn).output
-                assert output is not None
-                apart = output - linear(self.module, drawn.inputs.batch)
-                sums += torch.tensor([float(each.double().square().sum()) for each in (apart, output)])
-            error, size = torch.stack(gathered_objects(sums)).sum(0).tolist()
-            found[band] = (error / size) ** 0.5
-        return found
+            for samples in self.sources(band).values():
+                if (first := next(samples.drawn(), None)) is not None:
+                    next(samples.per_sample(first), None)
 
     def population(self, band: str) -> Population:
         """The task's own samples in a band."""
-        return self._population(self.own, band, lambda batch, keys: batch, self.seed)
+        return self._population(self.own, band, "own", lambda batch, keys: batch)
 
-    def law(self, draws: int = 50) -> dict[str, float]:
-        """The share of each band in the timesteps that the module draws, from several draws of each sample."""
-        if self.bands is None:
+    def law(self) -> dict[str, float]:
+        """The share of each band in the timesteps; empty where the module does not say its ``noise_schedule``."""
+        schedule = getattr(self.module, "noise_schedule", None)
+        if self.bands is None or schedule is None:
             return {}
-        population = self.population(ALL)
-        positions = torch.cat([self.bands(rows.batch).cpu() for draw in range(draws) for rows in population.rows(draw)])
-        every = torch.cat(gathered_objects(positions))
-        return {name: float((every == number).double().mean()) for number, name in enumerate(self.bands.names)}
+        return {band.name: len(band.timesteps(schedule)) / schedule.num_steps for band in self.bands.bands}
 
-    def _compared(self, band: str) -> dict[str, Population]:
-        seed = self.seed + _OTHERS_SEED
-        found: dict[str, Population] = {}
-        labels = self._labels()
-        if self.other is not None:
-            found[OTHER] = self._population(self.other, band, lambda batch, keys: batch, seed)
-            if labels is not None:
-                found[RELABELLED] = self._population(
-                    self.other, band, lambda batch, keys: relabelled(batch, keys, labels), seed
-                )
-        if self.bands is not None:
-            found[NOISE] = self._population(self.own, band, pure_noise, seed)
-        return found
-
-    def _population(
-        self, batches: Iterable[Any], band: str, change: Callable[[Any, Tensor], Any], seed: int
-    ) -> Population:
-        draw = getattr(self.module, "draw", None)
-        if draw is None:
-            return Population(self.module, self.loss, batches, seed=seed)
-        number = self.names.index(band)
-        options = {} if self.bands is None else {"band": [*self.bands.bands, SNRBand(ALL)][number]}
-        return Population(
-            self.module,
-            self.loss,
-            batches,
-            draw=lambda batch, keys: draw(change(batch, keys), keys, **options),
-            seed=seed + number,
-        )
-
-    def _labels(self) -> Tensor | None:
-        """Those of the task's own samples, of all processes."""
-        mine = [labels_of(batch.batch) for batch in self.own]
-        if not mine or any(labels is None for labels in mine):
+    def linear_output(self) -> Callable[[Any, Any], Tensor] | None:
+        """``(module, drawn) -> f_lin`` with the second moment of the task's own images; None where there is none."""
+        if not callable(getattr(self.module, "linear_output", None)):
             return None
-        return torch.cat(gathered_objects(torch.cat([labels.cpu() for labels in mine if labels is not None])))
-
-    def _linear_output(self) -> Callable[[Any, Any], Tensor]:
         moments = torch.zeros(2, dtype=torch.float64)
         for batch, _ in self.own:
-            images = batch[0] if isinstance(batch, (tuple, list)) else batch
+            if (images := images_of(batch)) is None:
+                return None
             moments += torch.tensor([float(images.double().square().mean()) * len(images), float(len(images))])
         total, count = torch.stack(gathered_objects(moments)).sum(0).tolist()
         second_moment = total / count
         return lambda module, drawn: module.linear_output(drawn, second_moment)
+
+    def _compared(self, band: str) -> dict[str, Population]:
+        found: dict[str, Population] = {}
+        if self.other is not None and len(self.other) >= FEWEST:
+            found[OTHER] = self._population(self.other, band, "compared", lambda batch, keys: batch)
+            labels = self._labels() if getattr(self.module, "class_conditional", False) else None
+            if labels is not None:
+                found[RELABELLED] = self._population(
+                    self.other, band, "compared", lambda batch, keys: relabelled(batch, keys, labels)
+                )
+        if self.bands is not None and all(gathered_objects(self.own.all_have(images_of))):
+            found[NOISE] = self._population(self.own, band, "noise", pure_noise)
+        return found
+
+    def _population(
+        self, batches: Iterable[Any], band: str, purpose: str, change: Callable[[Any, Tensor], Any]
+    ) -> Population:
+        draw = getattr(self.module, "draw", None)
+        number = self.names.index(band)
+        seed = int(derive_keys(self.seed, torch.tensor([number]), purpose=purpose))
+        if draw is None:
+            return Population(self.module, self.loss, batches, seed=seed)
+        options = {} if self.bands is None else {"band": [*self.bands.bands, SNRBand(ALL)][number]}
+
+        def drawn(batch: Any, keys: Tensor) -> Any:
+            return draw(change(batch, keys), keys, **options)
+
+        return Population(self.module, self.loss, batches, drawn, seed)
+
+    def _labels(self) -> Tensor | None:
+        """Those of the task's own samples, of all processes."""
+        if not all(gathered_objects(self.own.all_have(labels_of))):
+            return None
+        mine = [labels_of(batch) for batch, _ in self.own]
+        none = torch.empty(0, dtype=torch.int64)
+        return torch.cat(gathered_objects(torch.cat([none, *(labels.cpu() for labels in mine if labels is not None)])))
 
 
 def takes_band(module: Any) -> bool:
@@ -178,25 +184,63 @@ def takes_band(module: Any) -> bool:
     return draw is not None and "band" in inspect.signature(draw).parameters
 
 
-class _First(Iterable[KeyedBatch]):
-    """The first few samples; this process's share of them."""
+class Chosen(Iterable[KeyedBatch]):
+    """So many samples at random, a function of the seed and their indices; this process's share of them.
 
-    def __init__(self, batches: Iterable[Any], samples: int) -> None:
-        self.batches = batches
-        self.samples = samples // world_size() + (rank() < samples % world_size())
+    Found by one pass over the batches, and held.
 
-    def __iter__(self) -> Iterator[KeyedBatch]:
-        left, position = self.samples, 0
-        for item in self.batches:
-            if left == 0:
-                return
+    Args:
+        batches: of one task.
+        samples: in all processes together; all there are, where there are fewer.
+        seed: of the choice.
+    """
+
+    def __init__(self, batches: Iterable[Any], samples: int, seed: int) -> None:
+        held: list[tuple[Rows, Tensor]] = []
+        position = largest = 0
+        for item in batches:
             batch, indices = item if isinstance(item, KeyedBatch) else (item, None)
             size = batch_size(batch)
+            largest = max(largest, size)
             if indices is None:
                 indices = rank() + world_size() * torch.arange(position, position + size)
-            taken = select(Rows(batch, indices, None), torch.arange(size) < left)
-            position, left = position + size, left - len(taken.indices)
-            yield KeyedBatch(taken.batch, taken.indices)
+            position += size
+            held.append((Rows(batch, indices, None), derive_keys(seed, indices, purpose="chosen")))
+            held = _smallest(held, samples, torch.cat([keys for _, keys in held]))
+        mine = torch.cat([torch.empty(0, dtype=torch.int64), *(keys for _, keys in held)])
+        every = torch.cat(gathered_objects(mine))
+        self._held = _together([rows for rows, _ in _smallest(held, samples, every)], largest)
+        self._total = min(samples, len(every))
+
+    def __len__(self) -> int:
+        return self._total
+
+    def __iter__(self) -> Iterator[KeyedBatch]:
+        return (KeyedBatch(rows.batch, rows.indices) for rows in self._held)
+
+    def all_have(self, part: Callable[[Any], Tensor | None]) -> bool:
+        """Whether every batch has such a part."""
+        return all(part(rows.batch) is not None for rows in self._held)
+
+
+def _smallest(held: list[tuple[Rows, Tensor]], samples: int, keys: Tensor) -> list[tuple[Rows, Tensor]]:
+    """What is held of the samples that have the smallest keys of all."""
+    if len(keys) <= samples:
+        return held
+    most = keys.sort().values[samples - 1]
+    kept = [(select(rows, own <= most), own[own <= most]) for rows, own in held]
+    return [(rows, own) for rows, own in kept if len(own)]
+
+
+def _together(pieces: list[Rows], size: int) -> list[Rows]:
+    """In batches of about this size."""
+    whole: list[Rows] = []
+    for piece in pieces:
+        if whole and len(whole[-1].indices) + len(piece.indices) <= size and joinable(whole[-1], piece):
+            whole[-1] = joined([whole[-1], piece])
+        else:
+            whole.append(piece)
+    return whole
 
 
 def _batches(trainer: Trainer, task: int) -> Iterable[Any]:

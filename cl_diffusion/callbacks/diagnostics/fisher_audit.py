@@ -10,13 +10,13 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from typing_extensions import override
 
 from cl_diffusion.callbacks.diagnostics.audit_measurements import AuditMeasurements
 from cl_diffusion.callbacks.diagnostics.audit_pictures import draw_audit
 from cl_diffusion.callbacks.diagnostics.audit_record import AuditRecord
-from cl_diffusion.callbacks.diagnostics.audit_sources import AuditSources, takes_band
+from cl_diffusion.callbacks.diagnostics.audit_sources import FEWEST, AuditSources, takes_band
 from cl_diffusion.callbacks.regularization.unrecorded import unrecorded
 from cl_diffusion.callbacks.task import TaskCallback, task_stream
 from cl_diffusion.diffusion import SNRBands
@@ -48,8 +48,10 @@ class FisherAudit(TaskCallback):
     From a checkpoint: ``cl-diffusion test -c configs/diagnostics/audit.yaml --ckpt_path ...``.
 
     Args:
-        bands: None is ``SNRBands.by_quantile()`` where the module's ``draw`` takes a ``band``, else there are none.
-        samples: of each task in each band. Cost grows with their square.
+        bands: None is thirds of the timesteps where the module's ``draw`` takes a ``band`` and it says its
+            ``noise_schedule``, else there are none.
+        timesteps: in place of bands, single timesteps of the module's ``noise_schedule``.
+        samples: of each task, at random; the same in each band, with other draws. Cost grows with their square.
         other: the task compared with is so many further on in the stream, from the last on to the first.
         kinds: what is compared, of ``cl_diffusion.metrics.gradient_audit.KINDS``; fewer cost less.
         radii: of the steps, as shares of the length of all parameters together; none leaves the steps out.
@@ -64,13 +66,15 @@ class FisherAudit(TaskCallback):
         name: of the folder within the run; two audits in one Trainer need two names.
 
     Raises:
-        ValueError: an argument is out of range; in ``setup``: bands of a module whose ``draw`` takes none, a checkpoint
-            under ``inference_mode``, or no stream to take a task from.
+        ValueError: an argument is out of range; in ``setup``: bands of a module whose ``draw`` takes none, or that hold
+            none of its timesteps; a checkpoint under ``inference_mode``, or no stream to take a task from. On the first
+            batch: what the audit would fail on at the boundary.
     """
 
     def __init__(
         self,
         bands: SNRBands | None = None,
+        timesteps: Sequence[int] | None = None,
         samples: int = 128,
         other: int = 1,
         kinds: Collection[str] = tuple(KINDS),
@@ -93,11 +97,16 @@ class FisherAudit(TaskCallback):
             raise ValueError(f"radii={list(radii)!r}; expected positive shares of the length of the parameters")
         if unknown := set(kinds) - set(KINDS):
             raise ValueError(f"kinds={list(kinds)!r}: {sorted(unknown)[0]!r} is none of {', '.join(KINDS)}")
+        if other == 0:
+            raise ValueError("other=0 is the task itself; expected the number of tasks to another, or kinds without it")
+        if bands is not None and timesteps is not None:
+            raise ValueError("bands and timesteps are both given; leave one of them out")
         if not tau > 0:
             raise ValueError(f"tau={tau!r}; expected a number > 0")
         if later is not None and not Path(later).is_file():
             raise ValueError(f"later={later!r} is not a file; give a checkpoint of the model trained further")
         self.bands = bands
+        self.timesteps = None if timesteps is None else tuple(timesteps)
         self.samples = samples
         self.other = other
         self.kinds = tuple(kinds)
@@ -113,6 +122,7 @@ class FisherAudit(TaskCallback):
             "seed": seed,
         }
         self._kept: dict[str, Any] | None = None
+        self._tried = False
 
     @property
     @override
@@ -122,13 +132,8 @@ class FisherAudit(TaskCallback):
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
-        if self.bands is None and takes_band(pl_module):
-            self.bands = SNRBands.by_quantile()
-        if self.bands is not None and not takes_band(pl_module):
-            raise ValueError(
-                f"bands={self.bands.describe()}: {type(pl_module).__name__} has no `draw(batch, keys, band)` by "
-                "which to draw timesteps of a band; add it, or leave bands out"
-            )
+        self._tried = False
+        self._bands(pl_module)
         if stage != "test":
             return
         if task_stream(trainer) is None:
@@ -140,21 +145,40 @@ class FisherAudit(TaskCallback):
             )
 
     @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        if self._tried or self._running is None:
+            return
+        self._tried = True
+        subject = self._subject(trainer, pl_module, self._running, samples=2)
+        with unrecorded(trainer, pl_module, weights=subject.one_by_one):
+            subject.try_out()
+
+    @override
     def on_task_end(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
+        subject = self._subject(trainer, pl_module, task)
+        if len(subject.own) < FEWEST:
+            self._kept = None
+            rank_zero_warn(f"task {task + 1} has {len(subject.own)} samples, and an audit needs {FEWEST}: it has none")
+            return
         now = parameters.trainable_parameters(pl_module)
         measurements = self._measurements(trainer)
-        progress = {"epoch": trainer.current_epoch, "global_step": trainer.global_step}
-        subject = self._subject(trainer, pl_module, task)
+        progress = {"epoch": trainer.current_epoch, "global_step": trainer.global_step, "weights": "raw"}
         with unrecorded(trainer, pl_module, weights=subject.one_by_one):
             record, directions = measurements.audit(subject, self._provenance(pl_module, subject, progress))
-            kept = self._kept if task_stream(trainer) is not None else None  # else the task's samples are gone
+            kept = self._kept
             if kept is not None and now.keys() == kept["weights"].keys():
                 before = {name: kept["weights"][name].to(w) for name, w in now.items()}
                 displacement = {name: w.detach() - before[name] for name, w in now.items()}
                 old = self._subject(trainer, pl_module, kept["task"])
                 with placed(pl_module, before):
                     record.damage = measurements.damage(old, displacement, kept["directions"])
-        self._kept = {"task": task, "weights": parameters.clone(now), "directions": directions}
+        if task_stream(trainer) is not None:  # else the task's samples are gone by the next boundary
+            self._kept = {
+                "task": task,
+                "weights": {name: w.detach().cpu().clone() for name, w in now.items()},
+                "directions": {name: {key: x.cpu() for key, x in v.items()} for name, v in directions.items()},
+            }
         self._publish(trainer, record, task)
 
     @override
@@ -165,10 +189,12 @@ class FisherAudit(TaskCallback):
         if trainer.ckpt_path is not None:
             checkpoint = _loaded(trainer.ckpt_path)
             progress = {name: checkpoint[name] for name in ("epoch", "global_step")}
-            progress["checkpoint"] = str(trainer.ckpt_path)
+            averaged = "current_model_state" in checkpoint  # what Lightning's weight averaging keeps beside the average
+            progress |= {"checkpoint": str(trainer.ckpt_path), "weights": "averaged" if averaged else "raw"}
         stream = task_stream(trainer)
         assert stream is not None  # refused in setup
-        task = stream.task_at(progress["epoch"]) if self.task is None else self.task - 1
+        at = min(stream.task_at(progress["epoch"]), stream.num_tasks - 1) if self.task is None else self.task - 1
+        task = int(at)
         if not 0 <= task < stream.num_tasks:
             raise ValueError(f"task={task + 1}; expected one of the stream's, 1 to {stream.num_tasks}")
         measurements, subject = self._measurements(trainer), self._subject(trainer, pl_module, task)
@@ -203,12 +229,34 @@ class FisherAudit(TaskCallback):
     def _measurements(self, trainer: Trainer) -> AuditMeasurements:
         return AuditMeasurements(**self.settings, track=lambda items, label: track(trainer, items, label))
 
-    def _subject(self, trainer: Trainer, module: LightningModule, task: int) -> AuditSources:
+    def _bands(self, module: LightningModule) -> SNRBands | None:
+        """As given, or of the module's own schedule."""
+        schedule = getattr(module, "noise_schedule", None)
+        if self.bands is None and self.timesteps is None:
+            return SNRBands.by_quantile(schedule=schedule) if schedule is not None and takes_band(module) else None
+        if not takes_band(module):
+            raise ValueError(
+                f"bands are asked for, and {type(module).__name__} has no `draw(batch, keys, band)` by which to draw "
+                "timesteps of one; add it, or leave bands and timesteps out"
+            )
+        if self.timesteps is not None:
+            if schedule is None:
+                raise ValueError(f"timesteps={self.timesteps}, and {type(module).__name__} has no `noise_schedule`")
+            return SNRBands.at_timesteps(self.timesteps, schedule)
+        assert self.bands is not None
+        if schedule is not None:
+            for band in self.bands.bands:
+                band.timesteps(schedule)  # refuses a band that holds none
+        return self.bands
+
+    def _subject(
+        self, trainer: Trainer, module: LightningModule, task: int, samples: int | None = None
+    ) -> AuditSources:
         stream = task_stream(trainer)
         other = task if stream is None else (task + self.other) % stream.num_tasks
         compared = None if other == task else other
-        seed = self.settings["seed"]
-        return AuditSources(trainer, module, task, compared, self.bands, self.samples, seed, self.kinds)
+        bands, seed = self._bands(module), self.settings["seed"]
+        return AuditSources(trainer, module, task, compared, bands, samples or self.samples, seed, self.kinds)
 
     def _provenance(self, module: LightningModule, subject: AuditSources, progress: dict[str, Any]) -> dict[str, Any]:
         weights = parameters.trainable_parameters(module)
