@@ -53,6 +53,7 @@ class AuditSources:
         samples: of each task, chosen at random.
         seed: of that choice and of the draws.
         kinds: which of ``KINDS`` to look at, where they are to be had; ``own`` always.
+        batches: from the number of a task to its batches; its training samples by default.
     """
 
     def __init__(
@@ -65,15 +66,17 @@ class AuditSources:
         samples: int,
         seed: int,
         kinds: Collection[str] = tuple(KINDS),
+        batches: Callable[[int], Iterable[Any]] | None = None,
     ) -> None:
+        of_task = batches or (lambda number: task_batches(trainer, number))
         self.kinds = frozenset(kinds) | {OWN}
         self.task, self.compared, self.samples = task, other, samples
         self.module: Any = module
         self.bands = bands
         self.seed = seed
-        self.own = Chosen(_batches(trainer, task), samples, seed)
+        self.own = Chosen(of_task(task), samples, seed)
         wanted = other is not None and self.kinds & {OTHER, RELABELLED}
-        self.other = Chosen(_batches(trainer, other), samples, seed) if wanted and other is not None else None
+        self.other = Chosen(of_task(other), samples, seed) if wanted and other is not None else None
         output_loss = getattr(module, "output_loss", None)
         self.loss: Any = output_loss if isinstance(output_loss, OutputLoss) else sample_loss(module, DiagonalFisher())
 
@@ -243,7 +246,8 @@ def _together(pieces: list[Rows], size: int) -> list[Rows]:
     return whole
 
 
-def _batches(trainer: Trainer, task: int) -> Iterable[Any]:
+def task_batches(trainer: Trainer, task: int) -> Iterable[Any]:
+    """A task's own training batches, as the module gets them."""
     stream = task_stream(trainer)
     batches = training_batches(trainer) if stream is None else stream.importance_dataloader(task)
     return TransferredBatches(trainer, batches)

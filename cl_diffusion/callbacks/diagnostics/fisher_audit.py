@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from typing_extensions import override
 from cl_diffusion.callbacks.diagnostics.audit_measurements import AuditMeasurements
 from cl_diffusion.callbacks.diagnostics.audit_pictures import draw_audit
 from cl_diffusion.callbacks.diagnostics.audit_record import AuditRecord
-from cl_diffusion.callbacks.diagnostics.audit_sources import FEWEST, AuditSources, takes_band
+from cl_diffusion.callbacks.diagnostics.audit_sources import FEWEST, AuditSources, takes_band, task_batches
 from cl_diffusion.callbacks.regularization.unrecorded import unrecorded
 from cl_diffusion.callbacks.task import TaskCallback, task_stream
 from cl_diffusion.diffusion import SNRBands
@@ -150,9 +151,13 @@ class FisherAudit(TaskCallback):
         if self._tried or self._running is None:
             return
         self._tried = True
-        subject = self._subject(trainer, pl_module, self._running, samples=2)
-        with unrecorded(trainer, pl_module, weights=subject.one_by_one):
-            subject.try_out()
+        stream = task_stream(trainer)
+
+        def few(task: int) -> Iterable[Any]:
+            return [batch] if stream is None else islice(task_batches(trainer, task), 1)
+
+        with unrecorded(trainer, pl_module, weights=True):
+            self._subject(trainer, pl_module, self._running, samples=2, batches=few).try_out()
 
     @override
     def on_task_end(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
@@ -250,13 +255,19 @@ class FisherAudit(TaskCallback):
         return self.bands
 
     def _subject(
-        self, trainer: Trainer, module: LightningModule, task: int, samples: int | None = None
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        task: int,
+        samples: int | None = None,
+        batches: Callable[[int], Iterable[Any]] | None = None,
     ) -> AuditSources:
         stream = task_stream(trainer)
         other = task if stream is None else (task + self.other) % stream.num_tasks
         compared = None if other == task else other
         bands, seed = self._bands(module), self.settings["seed"]
-        return AuditSources(trainer, module, task, compared, bands, samples or self.samples, seed, self.kinds)
+        number = samples or self.samples
+        return AuditSources(trainer, module, task, compared, bands, number, seed, self.kinds, batches)
 
     def _provenance(self, module: LightningModule, subject: AuditSources, progress: dict[str, Any]) -> dict[str, Any]:
         weights = parameters.trainable_parameters(module)
