@@ -14,8 +14,9 @@ from cl_diffusion import TaskDataModule
 from cl_diffusion.callbacks import FisherAudit, TaskCheckpoint
 from cl_diffusion.cli import main
 from cl_diffusion.diffusion import SNRBands
-from tests.callbacks.stranger import Regression, loader, trainer
+from tests.callbacks.stranger import Regression, loader, trainer, weights
 from tests.callbacks.test_continual_metrics import fit
+from tests.callbacks.test_ewc import shuffled
 from tests.tiny import DATA, configuration, ddpm
 
 QUICK: dict[str, Any] = {"samples": 16, "random": 1, "radii": [0.01], "repeats": 4}
@@ -104,6 +105,24 @@ def test_on_somebody_else_s_project_what_needs_no_timesteps_is_measured(tmp_path
     assert any(name.startswith("each_loss/ratio") for name in of["preservation"]["all"])
     with pytest.raises(ValueError, match="no `draw"):
         trainer(FisherAudit(SNRBands.by_quantile(), **QUICK)).fit(Regression(), loader(0))
+
+
+def test_somebody_else_s_training_goes_on_as_without_it(tmp_path: Path) -> None:
+    """Two tasks in orders from torch's own generator, which the audit between them leaves as it was."""
+    found_weights = []
+    for callbacks in ([FisherAudit(**QUICK)], []):
+        torch.manual_seed(1)
+        model = Regression()
+        for seed in (0, 1):
+            trainer(*callbacks, default_root_dir=str(tmp_path)).fit(model, shuffled(seed))
+        found_weights.append(weights(model))
+    assert all(torch.equal(a, b) for a, b in zip(*found_weights, strict=True))
+
+
+def test_a_task_of_a_few_samples_is_passed_over_with_a_warning(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="task 1 has 5 samples, and an audit needs 8"):
+        trainer(FisherAudit(**QUICK), default_root_dir=str(tmp_path)).fit(Regression(), loader(0, samples=5))
+    assert not (tmp_path / "audit").exists()
 
 
 class OnlySteps(Regression):

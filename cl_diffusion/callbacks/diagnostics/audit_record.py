@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import lightning
+import torch
+from lightning.pytorch import LightningModule
+
+from cl_diffusion.linalg import parameters
 from cl_diffusion.metrics.half_samples import Estimate
+from cl_diffusion.version import __version__
 
 _MAGNITUDES = ("trace", "perturbation", "gap", "loss", "predicted", "rank", "empirical_to_true", "ratio")
 """Figures that have no scale of their own: known when the interval is small beside them."""
@@ -57,6 +64,23 @@ class AuditRecord:
         partial.write_text(json.dumps(_finite(content), indent=1, allow_nan=False) + "\n")
         partial.replace(path)
         return path
+
+
+def described(module: LightningModule) -> dict[str, Any]:
+    """What was audited, and by which versions."""
+    weights = parameters.trainable_parameters(module)
+    return {
+        "loss": dict(getattr(module, "loss_identity", None) or {}),
+        "module": type(module).__name__,
+        "parameters": sum(p.numel() for p in weights.values()),
+        "dtype": str(next(iter(weights.values())).dtype),
+        "versions": {
+            "cl_diffusion": __version__,
+            "torch": torch.__version__,
+            "lightning": lightning.__version__,
+            "python": platform.python_version(),
+        },
+    }
 
 
 def _entries(figures: Mapping[str, Mapping[str, Estimate]]) -> dict[str, dict[str, dict[str, Any]]]:

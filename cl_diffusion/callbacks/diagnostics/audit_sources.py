@@ -15,7 +15,7 @@ from cl_diffusion.callbacks.regularization.sample_gradients import sample_loss
 from cl_diffusion.callbacks.task import task_stream
 from cl_diffusion.diffusion import SNRBand, SNRBands
 from cl_diffusion.diffusion.controls import images_of, labels_of, pure_noise, relabelled
-from cl_diffusion.fisher import DiagonalFisher, OneByOne, OutputLoss
+from cl_diffusion.fisher import DiagonalFisher, OutputLoss
 from cl_diffusion.fisher.batch import batch_size
 from cl_diffusion.fisher.population import (
     Population,
@@ -84,11 +84,6 @@ class AuditSources:
     def names(self) -> list[str]:
         """Of the bands, all timesteps last."""
         return [*(self.bands.names if self.bands else ()), ALL]
-
-    @property
-    def one_by_one(self) -> bool:
-        """Whether the loss is that of ``training_step`` on batches of one."""
-        return isinstance(self.loss, OneByOne)
 
     def describe(self) -> dict[str, Any]:
         """Whose samples, and how many, for a record; tasks from 1."""

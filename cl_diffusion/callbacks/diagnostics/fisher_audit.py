@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import lightning
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -16,7 +14,7 @@ from typing_extensions import override
 
 from cl_diffusion.callbacks.diagnostics.audit_measurements import AuditMeasurements
 from cl_diffusion.callbacks.diagnostics.audit_pictures import draw_audit
-from cl_diffusion.callbacks.diagnostics.audit_record import AuditRecord
+from cl_diffusion.callbacks.diagnostics.audit_record import AuditRecord, described
 from cl_diffusion.callbacks.diagnostics.audit_sources import FEWEST, AuditSources, takes_band, task_batches
 from cl_diffusion.callbacks.regularization.unrecorded import unrecorded
 from cl_diffusion.callbacks.task import TaskCallback, task_stream
@@ -26,7 +24,6 @@ from cl_diffusion.fisher.probe import placed
 from cl_diffusion.linalg import parameters
 from cl_diffusion.metrics.gradient_audit import KINDS
 from cl_diffusion.progress import track
-from cl_diffusion.version import __version__
 
 
 class FisherAudit(TaskCallback):
@@ -161,30 +158,37 @@ class FisherAudit(TaskCallback):
 
     @override
     def on_task_end(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
-        subject = self._subject(trainer, pl_module, task)
-        if len(subject.own) < FEWEST:
-            self._kept = None
-            rank_zero_warn(f"task {task + 1} has {len(subject.own)} samples, and an audit needs {FEWEST}: it has none")
-            return
-        now = parameters.trainable_parameters(pl_module)
-        measurements = self._measurements(trainer)
         progress = {"epoch": trainer.current_epoch, "global_step": trainer.global_step, "weights": "raw"}
-        with unrecorded(trainer, pl_module, weights=subject.one_by_one):
-            record, directions = measurements.audit(subject, self._provenance(pl_module, subject, progress))
-            kept = self._kept
-            if kept is not None and now.keys() == kept["weights"].keys():
-                before = {name: kept["weights"][name].to(w) for name, w in now.items()}
-                displacement = {name: w.detach() - before[name] for name, w in now.items()}
-                old = self._subject(trainer, pl_module, kept["task"])
-                with placed(pl_module, before):
-                    record.damage = measurements.damage(old, displacement, kept["directions"])
-        if task_stream(trainer) is not None:  # else the task's samples are gone by the next boundary
-            self._kept = {
-                "task": task,
-                "weights": {name: w.detach().cpu().clone() for name, w in now.items()},
-                "directions": {name: {key: x.cpu() for key, x in v.items()} for name, v in directions.items()},
-            }
-        self._publish(trainer, record, task)
+        with unrecorded(trainer, pl_module, weights=True):
+            found = self._audit(trainer, pl_module, task, progress)
+        if found is not None:
+            self._publish(trainer, found, task)
+
+    def _audit(
+        self, trainer: Trainer, module: LightningModule, task: int, progress: dict[str, Any]
+    ) -> AuditRecord | None:
+        """Of the current weights, and of what has become of the task before."""
+        kept, self._kept = self._kept, None
+        subject, measurements = self._subject(trainer, module, task), self._measurements(trainer)
+        if len(subject.own) < FEWEST:
+            rank_zero_warn(f"task {task + 1} has {len(subject.own)} samples, and an audit needs {FEWEST}: it has none")
+            return None
+        record, directions = measurements.audit(subject, self._provenance(module, subject, progress))
+        if task_stream(trainer) is None:  # the task's samples will be gone by the next boundary
+            return record
+        now = parameters.trainable_parameters(module)
+        if kept is not None and now.keys() == kept["weights"].keys():
+            before = {name: kept["weights"][name].to(w) for name, w in now.items()}
+            displacement = {name: w.detach() - before[name] for name, w in now.items()}
+            old = self._subject(trainer, module, kept["task"])
+            with placed(module, before):
+                record.damage = measurements.damage(old, displacement, kept["directions"])
+        self._kept = {
+            "task": task,
+            "weights": {name: w.detach().cpu().clone() for name, w in now.items()},
+            "directions": {name: {key: x.cpu() for key, x in v.items()} for name, v in directions.items()},
+        }
+        return record
 
     @override
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -202,8 +206,8 @@ class FisherAudit(TaskCallback):
         task = int(at)
         if not 0 <= task < stream.num_tasks:
             raise ValueError(f"task={task + 1}; expected one of the stream's, 1 to {stream.num_tasks}")
-        measurements, subject = self._measurements(trainer), self._subject(trainer, pl_module, task)
-        with unrecorded(trainer, pl_module, weights=subject.one_by_one):
+        with unrecorded(trainer, pl_module, weights=True):
+            measurements, subject = self._measurements(trainer), self._subject(trainer, pl_module, task)
             record, directions = measurements.audit(subject, self._provenance(pl_module, subject, progress))
             if self.later is not None:
                 weights = parameters.trainable_parameters(pl_module)
@@ -270,23 +274,8 @@ class FisherAudit(TaskCallback):
         return AuditSources(trainer, module, task, compared, bands, number, seed, self.kinds, batches)
 
     def _provenance(self, module: LightningModule, subject: AuditSources, progress: dict[str, Any]) -> dict[str, Any]:
-        weights = parameters.trainable_parameters(module)
-        return {
-            **subject.describe(),
-            **{name: value for name, value in self.settings.items() if name != "memory_budget"},
-            "loss": dict(getattr(module, "loss_identity", None) or {}),
-            "module": type(module).__name__,
-            "parameters": sum(p.numel() for p in weights.values()),
-            "dtype": str(next(iter(weights.values())).dtype),
-            **progress,
-            "processes": world_size(),
-            "versions": {
-                "cl_diffusion": __version__,
-                "torch": torch.__version__,
-                "lightning": lightning.__version__,
-                "python": platform.python_version(),
-            },
-        }
+        settings = {name: value for name, value in self.settings.items() if name != "memory_budget"}
+        return {**subject.describe(), **settings, **described(module), **progress, "processes": world_size()}
 
 
 def _loaded(path: Any) -> dict[str, Any]:
