@@ -142,8 +142,8 @@ def _remainder(of: Figures) -> str:
     certain, sine = of["remainder_bound_cosine"], of["remainder_sine"]
     if level(certain) == "high":
         return f"a linear denoiser's direction is bound to survive (cosine {_told(certain)} or more)"
-    above = certain.interval[1]
-    bound = "no bound holds it" if certain.known(0.25) and above < 0.1 else f"bound to a cosine of {_told(certain)}"
+    none = certain.interval[0] <= 0
+    bound = "no bound holds it" if none else f"bound to a cosine of {_told(certain)} or more"
     angle = f"at sine {_told(sine)}" if sine.known(0.25) else "at an angle that is not known"
     return f"a linear denoiser's direction is {angle}, {bound} (remainder {_told(of['remainder_ratio'])} of the gap)"
 
