@@ -42,19 +42,26 @@ def preservation(radii: tuple[float, ...], of: Probe) -> Preservation:
         )
         for name, u in directions(10).items()
     }
-    ones = torch.ones(200, dtype=torch.float64)
-    return Preservation(responses, ones, {"nothing": dict.fromkeys(responses, 1.0)})
+    sizes = 2 * of.losses  # |r|^2 of a loss |r|^2 / 2
+    return Preservation(responses, sizes, {"nothing": dict.fromkeys(responses, 1.0)})
 
 
 def test_a_quadratic_loss_keeps_every_word_of_its_curvature_at_every_radius() -> None:
-    found = preservation((0.01, 1.0), probe(0.0)).estimates(repeats=5)
-    for claim in ("loss", "output"):
+    of = preservation((0.01, 1.0), probe(0.0))
+    found = of.estimates(repeats=5)
+    for claim in ("loss", "output", "along_residual"):
         for radius in ("0.01", "1"):
             for figure in ("ratio", "rank_correlation"):
                 assert found[f"{claim}/{figure}/{radius}"].value == pytest.approx(1, abs=1e-6)
     assert found["each_loss/ratio/0.01"].value == pytest.approx(1, abs=0.05)  # first order
     assert found["each_loss/ratio/1"].value > 1.2
     assert math.isnan(found["loss/rank_correlation by nothing/1"].value)
+    empirical = [float(each.slopes.loss.square().mean()) for each in of.responses.values()]
+    measured = [pair[1] for pair in of.table()["1"]["loss"].values()]
+    assert found["loss/rank_correlation by F/1"].value == pytest.approx(rank_correlation(empirical, measured))
+    assert found["loss/rank_correlation by F/1"].value > 0.5
+    assert found["each_sample/correlation/0.01"].value == pytest.approx(1, abs=1e-6)
+    assert found["each_output/correlation/1"].value == pytest.approx(1, abs=1e-6)
     assert found["empirical_to_true_least"].value <= found["empirical_to_true"].value
 
 
