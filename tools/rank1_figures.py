@@ -1,7 +1,7 @@
 """The figures of 2509.23593 on a small model, of an audit at single timesteps, with the published values beside.
 
-    cl-diffusion test -c configs/diagnostics/timesteps.yaml --ckpt_path runs/mnist16/checkpoints/last.ckpt
-    python tools/rank1_figures.py runs/mnist16/timesteps/after_task_1/audit.json
+    cl-diffusion test -c configs/diagnostics/timesteps.yaml --ckpt_path runs/mnist16_joint/checkpoints/last.ckpt
+    python tools/rank1_figures.py runs/mnist16_joint/timesteps/after_task_5/audit.json
 
 ``spectrum.png``: lambda_2 / lambda_1 and lambda_1 / trace of the empirical Fisher at each timestep. ``errors.png``:
 relative Frobenius errors of its best rank one, of rank one along the mean gradient, and of its diagonal.
