@@ -5,9 +5,9 @@
 
 ``spectrum.png``: lambda_2 / lambda_1 and lambda_1 / trace of the empirical Fisher at each timestep. ``errors.png``:
 relative Frobenius errors of its best rank one, of rank one along the mean gradient, and of its diagonal.
-``linearity.png``: how far the prediction is from the best multiple of ``x_t``. ``means.png``: the cosines between the
-mean gradients of different timesteps, without what sampling noise takes from each. And the table of all of them. Bars
-are 95 per cent intervals over samples.
+``linearity.png``: how far the predicted noise is from the best multiple of ``x_t``. ``means.png``: the cosines between
+the mean gradients of different timesteps, without what sampling noise takes from each. And the table of all of them.
+Bars are 95 per cent intervals over samples.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from cl_diffusion.diffusion.bands import SNRBand
 from cl_diffusion.diffusion.hybrid_loss import HybridLoss
 from cl_diffusion.diffusion.linear_surrogate import linear_output
 from cl_diffusion.diffusion.network import declared_classes
+from cl_diffusion.diffusion.prediction import x0_and_noise
 from cl_diffusion.diffusion.samplers import DDIMSampler, Sampler
 from cl_diffusion.fisher import OutputLoss, SquaredError
 from cl_diffusion.keys import KeyedBatch, derive_keys, keyed_uniform
@@ -121,6 +122,13 @@ class DDPM(PlainHyperparameters, SeededSteps):
     def linear_output(self, drawn: DrawnBatch, second_moment: float) -> Tensor:
         """What the best multiple of ``x_t`` would predict; ``second_moment`` is ``E|x0|^2 / d`` (``linear_output``)."""
         return linear_output(self.denoiser, drawn, second_moment)
+
+    def predicted_noise(self, drawn: DrawnBatch, output: Tensor) -> Tensor:
+        """The noise that an output stands for, whatever the network predicts; of the shape of the images."""
+        schedule = self.denoiser.schedule
+        scales = schedule.scales(drawn.timesteps, like=drawn.images)
+        x_t = schedule.add_noise(drawn.images, drawn.noise, drawn.timesteps)
+        return x0_and_noise(self.denoiser.prediction, output, x_t, scales)[1]
 
     def per_sample_loss(self, batch: Any) -> Tensor:
         """``(B,)``: the squared error, reduced over elements, deterministic for a ``DrawnBatch``."""

@@ -55,6 +55,7 @@ def test_every_boundary_is_audited_and_training_is_bit_for_bit_the_same(tmp_path
     assert pictures == {"directions.png", "spectra.png", "remainder.png", "preservation.png", "damage.png"}
 
 
+@pytest.mark.slow
 def test_a_resumed_fit_lays_the_same_damage_to_the_task_before(tmp_path: Path) -> None:
     audits = []
     options: dict[str, Any] = {}
@@ -89,6 +90,7 @@ def test_a_checkpoint_alone_is_audited_and_what_came_later_is_laid_to_it(
         main([*words, "--trainer.callbacks.task=3", "--trainer.accelerator=cpu"])
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_audit_and_another_another(tmp_path: Path) -> None:
     data = TaskDataModule(**{**DATA, **SAMPLES})
     model = ddpm()

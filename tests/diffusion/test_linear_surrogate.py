@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from cl_diffusion import DDPM
 from cl_diffusion.diffusion import Denoiser, DenoisingLoss, NoiseSchedule, Prediction, SNRBand, SNRBands
 from cl_diffusion.diffusion.controls import labels_of, pure_noise, relabelled
-from cl_diffusion.diffusion.linear_surrogate import linear_output
+from cl_diffusion.diffusion.linear_surrogate import linear_output, noise_scale
 from cl_diffusion.keys import derive_keys
+from tests.tiny import unet
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "x0", "v"])
@@ -27,6 +29,19 @@ def test_no_other_multiple_of_the_input_is_nearer_to_the_target(prediction: Pred
     found = linear_output(denoiser, drawn, float(images.square().mean())) / x_t
     assert float(found.std()) < 1e-9  # one number
     assert float(found.mean()) == pytest.approx(best, abs=0.02)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "x0", "v"])
+def test_the_noise_that_a_linear_output_stands_for_is_the_same_multiple_whatever_is_predicted(
+    prediction: Prediction,
+) -> None:
+    model = DDPM(unet(), prediction=prediction)
+    schedule = model.noise_schedule
+    drawn = model.draw((torch.rand(30, 1, 8, 8) - 0.3, torch.arange(30) % 10))
+    x_t = schedule.add_noise(drawn.images, drawn.noise, drawn.timesteps)
+    found = model.predicted_noise(drawn, model.linear_output(drawn, 0.4))
+    expected = noise_scale(schedule.scales(drawn.timesteps, like=drawn.images), 0.4) * x_t
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_bands_of_single_timesteps_hold_them_alone() -> None:

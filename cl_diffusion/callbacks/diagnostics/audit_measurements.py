@@ -114,7 +114,8 @@ class AuditMeasurements:
         return positions[torch.randperm(len(positions), generator=generator)]
 
     def _nonlinearity(self, subject: AuditSources) -> dict[str, Estimate]:
-        """By band, ``(E|f - f_lin|^2 / E|f|^2)^(1/2)`` of outputs."""
+        """By band, ``(E|f - f_lin|^2 / E|f|^2)^(1/2)``; of predicted noise where the module says what that is."""
+        noise = getattr(subject.module, "predicted_noise", lambda drawn, output: output)
         linear = subject.linear_output()
         if linear is None or not isinstance(subject.loss, OutputLoss):
             return {}
@@ -125,8 +126,9 @@ class AuditMeasurements:
             for drawn in source.drawn():
                 output = source.terms(drawn).output
                 assert output is not None
-                apart = output - linear(subject.module, drawn.inputs.batch)
-                squares = [each.double().square().flatten(1).mean(1).cpu() for each in (apart, output)]
+                batch = drawn.inputs.batch
+                predicted, best = noise(batch, output), noise(batch, linear(subject.module, batch))
+                squares = [each.double().square().flatten(1).mean(1).cpu() for each in (predicted - best, predicted)]
                 parts.append(torch.stack(squares, 1))
             every = source.gathered(torch.cat(parts))
 

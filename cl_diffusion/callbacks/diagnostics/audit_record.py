@@ -32,7 +32,8 @@ class AuditRecord:
         preservation: of ``Preservation.estimates``, by band.
         predictions: of ``Preservation.table``, by band.
         damage: of ``Damage.estimates``, by band; empty without a later model.
-        nonlinearity: by band, how far the output is from the best linear one's: ``(E|f - f_lin|^2 / E|f|^2)^(1/2)``.
+        nonlinearity: by band, how far the predicted noise (else the output) is from the best linear one:
+            ``(E|f - f_lin|^2 / E|f|^2)^(1/2)``.
         verdict: in words.
         provenance: of what, by what, with which settings.
     """
