@@ -68,7 +68,8 @@ class Probe:
         none = torch.empty(0, dtype=torch.float64)
         self._losses = torch.cat([none, *(losses for losses, _ in at)])
         self._outputs = [output for _, output in at]
-        mine = [rows.indices for rows in population.rows(draw)]
+        with undisturbed(self.model):
+            mine = [rows.indices for rows in population.rows(draw)]
         indices = torch.cat(gathered_objects(torch.cat([torch.empty(0, dtype=torch.int64), *mine])))
         if not len(indices):
             raise ValueError("batches hold no samples; expected at least one")

@@ -13,14 +13,6 @@ from torch import Tensor
 from cl_diffusion.fisher.probe import Changes, Slopes
 from cl_diffusion.metrics.half_samples import Estimate, Members, with_error
 
-CLAIMS = {
-    "loss": "mean loss, both ways: r^2/2 u^T GGN u",
-    "each_loss": "root mean square of each sample's loss change: r sqrt(u^T F u)",
-    "output": "mean squared output change: r^2 E|J u|^2 / d",
-    "along_residual": "squared output change along each residual: r^2 E[(g^T u)^2 / s]",
-}
-"""What is predicted of a step of length ``r`` along ``u``, and by what."""
-
 
 @dataclass(frozen=True)
 class Response:
@@ -49,6 +41,11 @@ class Preservation:
 
     def estimates(self, repeats: int = 40, seed: int = 0) -> dict[str, Estimate]:
         """Figures with their standard error over half samples, named ``claim/figure/radius``.
+
+        Claims, of a step of length ``r`` along ``u``: ``loss``, the mean over both ways, ``r^2/2 u^T GGN u``;
+        ``each_loss``, the root mean square of each sample's loss change, ``r sqrt(u^T F u)``; ``output``, the mean
+        squared output change, ``r^2 E|J u|^2 / d``; ``along_residual``, the squared output change along each residual,
+        ``r^2 E[(g^T u)^2 / s]``. Figures:
 
         - ``rank_correlation``: of prediction and measurement over directions (Spearman): 1 keeps the order of all. Its
           error is over samples; that of so few directions is not in it;
@@ -139,8 +136,8 @@ class Damage:
 
     Args:
         whole: of ``D``.
-        along: of its part in the span of some orthonormal directions, by their name.
-        without: of the rest.
+        along: of its part along one unit direction, by the direction's name.
+        without: of the rest of it.
         held: by name, the share of ``|D|^2`` that the part has.
         slopes: derivatives along ``D`` itself (not of unit length).
     """

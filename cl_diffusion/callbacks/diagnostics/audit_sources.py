@@ -10,9 +10,9 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from cl_diffusion.callbacks.batches import TransferredBatches, training_batches
+from cl_diffusion.callbacks.batches import TransferredBatches
 from cl_diffusion.callbacks.regularization.sample_gradients import sample_loss
-from cl_diffusion.callbacks.task import task_stream
+from cl_diffusion.callbacks.regularization.task_samples import OwnSamples
 from cl_diffusion.diffusion import SNRBand, SNRBands
 from cl_diffusion.diffusion.controls import images_of, labels_of, pure_noise, relabelled
 from cl_diffusion.fisher import DiagonalFisher, OutputLoss
@@ -70,7 +70,7 @@ class AuditSources:
     ) -> None:
         of_task = batches or (lambda number: task_batches(trainer, number))
         self.kinds = frozenset(kinds) | {OWN}
-        self.task, self.compared, self.samples = task, other, samples
+        self.task, self.compared = task, other
         self.module: Any = module
         self.bands = bands
         self.seed = seed
@@ -243,6 +243,4 @@ def _together(pieces: list[Rows], size: int) -> list[Rows]:
 
 def task_batches(trainer: Trainer, task: int) -> Iterable[Any]:
     """A task's own training batches, as the module gets them."""
-    stream = task_stream(trainer)
-    batches = training_batches(trainer) if stream is None else stream.importance_dataloader(task)
-    return TransferredBatches(trainer, batches)
+    return TransferredBatches(trainer, OwnSamples().batches(trainer, task))
