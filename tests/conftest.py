@@ -13,6 +13,12 @@ def _one_thread() -> None:
 
 
 @pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """A test draws the same weights and noise whichever tests came before it, in whichever process."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
 def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or writes the user's cache."""
     monkeypatch.setenv("CL_DIFFUSION_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))

@@ -30,6 +30,7 @@ def forgetful(tool: ModuleType) -> float:
     return tool.accuracy(tool.METHODS["fine-tuning"], seed=0, epochs=10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["EWC, diagonal", "EWC, Kronecker", "Synaptic Intelligence", "MAS"])
 def test_more_is_kept(tool: ModuleType, forgetful: float, method: str) -> None:
     assert tool.accuracy(tool.METHODS[method], seed=0, epochs=10) > forgetful + 0.1

@@ -66,6 +66,7 @@ def test_there_are_six() -> None:
     assert len(EXAMPLES) == 6
 
 
+@pytest.mark.slow
 def test_the_stock_classifier_remembers_five_tasks(ran: dict[str, Any]) -> None:
     (term,) = ran["ewc"].terms
     assert [entry["task"] for entry in term.operator.provenance.record] == [1, 2, 3, 4, 5]
@@ -73,23 +74,27 @@ def test_the_stock_classifier_remembers_five_tasks(ran: dict[str, Any]) -> None:
     assert float(term.operator.trace()) > 0
 
 
+@pytest.mark.slow
 def test_one_fit_holds_five_permutations(ran: dict[str, Any]) -> None:
     (term,) = ran["intelligence"].terms
     assert [entry["task"] for entry in term.operator.provenance.record] == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.slow
 def test_the_generator_is_held_and_the_discriminator_is_free(ran: dict[str, Any]) -> None:
     (term,) = ran["hold_generator"].terms
     assert {name.split(".")[0] for name in term.operator.names} == {"generator"}
     assert [entry["task"] for entry in term.operator.provenance.record] == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_adapters_are_held_and_the_body_has_not_moved(ran: dict[str, Any]) -> None:
     (term,) = ran["mas"].terms
     assert {name.split(".")[-1] for name in term.operator.names} == {"down", "up"}
     assert all(p.grad is None for name, p in ran["adapted"].named_parameters() if ".layer." in name)
 
 
+@pytest.mark.slow
 def test_the_checkpoint_holds_the_rank_that_was_asked_for(ran: dict[str, Any]) -> None:
     (term,) = ran["rank_one"].terms
     assert isinstance(term.operator, LowRank)
@@ -98,6 +103,7 @@ def test_the_checkpoint_holds_the_rank_that_was_asked_for(ran: dict[str, Any]) -
     assert [entry["task"] for entry in state["terms"][0]["provenance"]["record"]] == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_the_classifier_was_held_to_its_earlier_self(ran: dict[str, Any]) -> None:
     distilled = ran["distilled"]
     assert distilled.tasks_before == 3

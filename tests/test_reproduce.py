@@ -56,6 +56,7 @@ def run(tool: Any, monkeypatch: pytest.MonkeyPatch, *words: str) -> Any:
     return exit_.value.code
 
 
+@pytest.mark.slow
 def test_a_matrix_goes_on_where_it_stopped(
     tools: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -218,6 +219,7 @@ def test_what_makes_no_sense_is_refused_before_anything_runs(
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_cell_is_run_by_one_process_at_a_time_and_a_terminated_one_is_not_finished(
     tools: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

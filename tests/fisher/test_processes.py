@@ -87,7 +87,9 @@ def _worker(rank: int, world: int, samples: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize(("world", "samples"), [(2, SAMPLES), (4, SAMPLES), (4, 3)])
+@pytest.mark.parametrize(
+    ("world", "samples"), [(2, SAMPLES), *(pytest.param(4, few, marks=pytest.mark.slow) for few in (SAMPLES, 3))]
+)
 def test_processes_agree_with_one_on_an_indivisible_data_set(world: int, samples: int, tmp_path: Path) -> None:
     """13 samples over 2 and 4 processes, and 3 over 4, one of which has none."""
     mp.spawn(_worker, args=(world, samples, str(tmp_path)), nprocs=world)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from cl_diffusion.fisher import OutputLoss, SquaredError
 from cl_diffusion.fisher.population import Population
 from cl_diffusion.fisher.probe import Changes, Probe, Slopes
 from cl_diffusion.linalg import parameters
@@ -67,8 +68,6 @@ def test_a_quadratic_loss_keeps_every_word_of_its_curvature_at_every_radius() ->
 
 def test_the_curve_of_a_network_shows_in_large_steps_alone() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2)).double()
-    from cl_diffusion.fisher import OutputLoss, SquaredError
-
     x = torch.randn(64, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     of = Probe(Population(model, OutputLoss(SquaredError()), [(x, x[:, :2])]))
     generator = torch.Generator().manual_seed(1)

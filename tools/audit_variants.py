@@ -1,0 +1,210 @@
+"""Where does what an audit finds hold, and where not? Trainings and audits of many kinds, on seeds, in one table.
+
+    python tools/audit_variants.py --out runs/variants
+
+Digits, 0 and 1 before 2 and 3, the checkpoint of the first task: trained for longer and shorter, narrower and wider,
+without labels, predicting other things; audited on fewer and more samples, at single timesteps; and each task of a
+stream of five. A finished fit or audit is not run again, and an interrupted fit goes on from its newest checkpoint.
+``--variants`` takes some of them; further arguments go to every fit, as the one on MNIST at 16x16 asks for
+``--data.root=PATH`` (so it is none of those by default). Two CPU minutes a fit and two an audit; ends with
+``table.md``: means over seeds, plus or minus the standard error; in brackets what the samples of one of the audits do
+not support.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from audit_table import cell
+from tables import table
+
+from cl_diffusion.cli.run_folder import newest_checkpoint
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+DIGITS, MNIST = ("data/digits", "model/unet_8x8"), ("data/mnist16", "model/unet_16x16")
+TWO_TASKS = ("--data.classes=[0,1,2,3]",)
+COLUMNS = {
+    "leading_share_corrected": "`lambda_1`/trace, on other samples",
+    "effective_rank_corrected": "effective rank",
+    "v_itself": "`v` with itself",
+    "v_other_corrected": "other task",
+    "v_relabelled_corrected": "same labels",
+    "v_noise_corrected": "pure noise",
+    "mu_itself": "`mu` with itself",
+    "mu_other_corrected": "`mu`, other task",
+    "mu_to_v": "cos(`mu`, `v`)",
+    "true_leading_share_corrected": "true `lambda_1`/trace",
+    "trace_share": "share of the trace",
+}
+
+
+def epochs(first: int, second: int = 1) -> list[str]:
+    """Of the two tasks; the second only has to be there."""
+    return [f"--data.epochs_per_task=[{first},{second}]", f"--trainer.check_val_every_n_epoch={first}"]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A training and an audit of it.
+
+    Args:
+        training: its name; variants of one training share its fit.
+        configs: of the fit, data and model.
+        words: of the fit.
+        audit: of the audit.
+        tasks: whose checkpoints are audited.
+    """
+
+    training: str = "60_epochs"
+    configs: Sequence[str] = DIGITS
+    words: Sequence[str] = (*TWO_TASKS, *epochs(60))
+    audit: Sequence[str] = ()
+    tasks: Sequence[int] = (1,)
+
+
+def trained(name: str, *words: str, first: int = 60) -> Variant:
+    """The two tasks, trained in another way."""
+    return Variant(name, words=(*TWO_TASKS, *epochs(first), *words))
+
+
+def network(name: str, **arguments: Any) -> Variant:
+    """The two tasks, learned by another network; as a file's text, for an option cannot take an argument away."""
+    text = json.dumps({"model": {"init_args": {"network": {"init_args": arguments}}}})
+    return trained(name, "-c", text)
+
+
+VARIANTS = {
+    "60 epochs, 128 samples": Variant(),
+    "32 samples": Variant(audit=("--trainer.callbacks.samples=32",)),
+    "64 samples": Variant(audit=("--trainer.callbacks.samples=64",)),
+    "256 samples": Variant(audit=("--trainer.callbacks.samples=256",)),
+    "5 epochs": trained("5_epochs", first=5),
+    "20 epochs": trained("20_epochs", first=20),
+    "240 epochs": trained("240_epochs", first=240),
+    "half the width": network("half_width", block_out_channels=[16, 32]),
+    "twice the width": network("twice_width", block_out_channels=[64, 128]),
+    "no labels": network("no_labels", num_class_embeds=None),
+    "predicts v": trained("predicts_v", "--model.prediction=v"),
+    "predicts x0": trained("predicts_x0", "--model.prediction=x0"),
+    "at timesteps": Variant(audit=("--trainer.callbacks.timesteps=[25,100,200,300,450,600,800,950]",)),
+    "five tasks": Variant(
+        "five_tasks",
+        words=("--data.epochs_per_task=60", "--trainer.check_val_every_n_epoch=300"),
+        tasks=(1, 2, 3, 4, 5),
+    ),
+    "MNIST at 16x16": Variant("mnist16", MNIST, (*TWO_TASKS, *epochs(10))),
+}
+BY_DEFAULT = [name for name, variant in VARIANTS.items() if variant.configs == DIGITS]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One variant on one seed."""
+
+    name: str
+    seed: int
+    out: Path
+    extra: tuple[str, ...] = ()
+
+    @property
+    def variant(self) -> Variant:
+        """What it is."""
+        return VARIANTS[self.name]
+
+    @property
+    def run(self) -> Path:
+        """The fit's folder."""
+        return self.out / self.variant.training / f"seed_{self.seed}"
+
+    def audit(self, task: int) -> Path:
+        """What the audit of a task's checkpoint writes."""
+        return self.run / self.name.replace(" ", "_").replace(",", "") / f"after_task_{task}" / "audit.json"
+
+    def fit(self) -> bool:
+        """Train, unless that is done; whether it is now."""
+        marker = self.run / "finished"
+        if marker.exists():
+            return True
+        files = ("base", *self.variant.configs, "method/finetune", "hardware/cpu")
+        words = ["fit", *(word for name in files for word in ("-c", str(CONFIGS / f"{name}.yaml")))]
+        words += [*self.variant.words, *self.extra]
+        words += [f"--seed_everything={self.seed}", f"--run={self.run}", "--trainer.enable_progress_bar=false"]
+        if (newest := newest_checkpoint(self.run)) is not None:
+            words.append(f"--ckpt_path={newest}")
+        if done := self._call(words):
+            marker.touch()
+        return done
+
+    def measure(self) -> bool:
+        """Audit, unless that is done or there is no checkpoint; whether it is now. Steps and damage are left out."""
+        if not (self.run / "finished").exists():
+            return False
+        for task in self.variant.tasks:
+            if (file := self.audit(task)).exists():
+                continue
+            words = ["test", "-c", str(CONFIGS / "diagnostics/audit.yaml"), "--trainer.enable_progress_bar=false"]
+            words += [f"--ckpt_path={self.run}/checkpoints/after_task_{task}.ckpt", "--trainer.callbacks.radii=[]"]
+            if not self._call([*words, f"--trainer.callbacks.name={file.parents[1].name}", *self.variant.audit]):
+                return False
+        return True
+
+    def _call(self, words: list[str]) -> bool:
+        command = [sys.executable, "-m", "cl_diffusion.cli", *words]
+        self.run.parent.mkdir(parents=True, exist_ok=True)
+        with self.run.with_suffix(".log").open("a") as log:
+            log.write(" ".join(command) + "\n")
+            log.flush()
+            one = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+            done = subprocess.run(command, stdout=log, stderr=log, env={**os.environ, **one}).returncode == 0
+        print(
+            f"{'finished' if done else f'FAILED, see {log.name}:'} {words[0]}, {self.name}, seed {self.seed}",
+            flush=True,
+        )
+        return done
+
+
+def rows(name: str, seeds: Sequence[int], out: Path) -> list[list[str]]:
+    """A row a band and task."""
+    found = []
+    for task in VARIANTS[name].tasks:
+        audits = [json.loads(Job(name, seed, out).audit(task).read_text()) for seed in seeds]
+        label = f"{name}, task {task}" if len(VARIANTS[name].tasks) > 1 else name
+        for band in audits[0]["figures"]:
+            of_band = [audit["figures"][band] for audit in audits]
+            found.append([label, band, *(cell([figures.get(column) for figures in of_band]) for column in COLUMNS)])
+    return found
+
+
+def main() -> None:
+    """Fit, audit, tell."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/variants"))
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=BY_DEFAULT, metavar="VARIANT")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="at a time; by default one a core")
+    given, extra = parser.parse_known_args()
+    jobs = [Job(name, seed, given.out, tuple(extra)) for seed in given.seeds for name in given.variants]
+    with ThreadPoolExecutor(given.jobs) as pool:
+        list(pool.map(Job.fit, {job.run: job for job in jobs}.values()))  # once each
+        done = dict(zip(jobs, pool.map(Job.measure, jobs), strict=True))
+    lines = []
+    for name in given.variants:
+        seeds = [job.seed for job in jobs if job.name == name and done[job]]
+        lines += rows(name, seeds, given.out) if seeds else []
+    said = table(["variant", "band", *COLUMNS.values()], lines)
+    (given.out / "table.md").write_text(said + "\n")
+    print(said)
+    sys.exit(not all(done.values()))
+
+
+if __name__ == "__main__":
+    main()
