@@ -2,6 +2,10 @@
 
 from cl_diffusion.callbacks.diagnostics.continual_metrics import ContinualMetrics
 from cl_diffusion.callbacks.diagnostics.fisher_audit import FisherAudit
+from cl_diffusion.callbacks.plasticity.continual_backprop import ContinualBackprop
+from cl_diffusion.callbacks.plasticity.redo import ReDo
+from cl_diffusion.callbacks.plasticity.self_normalized_resets import SelfNormalizedResets
+from cl_diffusion.callbacks.plasticity.shrink_and_perturb import ShrinkAndPerturb
 from cl_diffusion.callbacks.regularization.ewc import EWC
 from cl_diffusion.callbacks.regularization.l2 import L2SP, L2Init
 from cl_diffusion.callbacks.regularization.mas import MAS
@@ -17,6 +21,7 @@ __all__ = [
     "EWC",
     "MAS",
     "Constant",
+    "ContinualBackprop",
     "ContinualMetrics",
     "FisherAudit",
     "L2Init",
@@ -24,8 +29,11 @@ __all__ = [
     "OtherTask",
     "OwnSamples",
     "PureNoise",
+    "ReDo",
     "Regularizer",
     "ResetOptimizer",
+    "SelfNormalizedResets",
+    "ShrinkAndPerturb",
     "Strength",
     "SynapticIntelligence",
     "TaskCallback",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from cl_diffusion.linalg.low_rank import LowRank
+from cl_diffusion.linalg.masked import masked, released
 from cl_diffusion.linalg.operator_sum import OperatorSum, total
 from cl_diffusion.linalg.parameters import Parameters
 from cl_diffusion.linalg.quadratic import Quadratic, decayed, merge, truncated
@@ -84,6 +86,23 @@ class Penalty:
         cut = [truncated(each, self.max_rank) for each in terms]
         self.terms = [kept for kept, _ in cut]
         return sum(trace for _, trace in cut)
+
+    def release(self, keep: Mapping[str, Tensor]) -> None:
+        """Hold no longer the entries that are False in ``keep``: ``F_k`` becomes ``M F_k M``, by parameter.
+
+        Exact but for merged low ranks: what other entries' importance owed to the displacement of these between two
+        anchors stays in their slope.
+        """
+        if not self.names & keep.keys():
+            return
+        self.terms = [
+            replace(
+                term,
+                operator=released(term.operator, keep),
+                slope=None if term.slope is None else masked(term.slope, keep),
+            )
+            for term in self._terms
+        ]
 
     def working(self, theta: Mapping[str, Tensor]) -> list[Quadratic]:
         """The terms as a step of ``theta`` reads them: on its device, diagonals in its precision (single at least)."""

@@ -16,12 +16,13 @@ from cl_diffusion.linalg.diagonal import Diagonal
 from cl_diffusion.linalg.identity import Identity
 from cl_diffusion.linalg.kronecker import Kronecker
 from cl_diffusion.linalg.low_rank import LowRank
+from cl_diffusion.linalg.masked import Masked
 from cl_diffusion.linalg.operator import Operator
 from cl_diffusion.linalg.operator_sum import OperatorSum
 from cl_diffusion.linalg.provenance import Provenance
 
 _KINDS: dict[str, type[Any]] = {
-    operator.kind: operator for operator in (Identity, Diagonal, LowRank, Kronecker, BlockDiagonal, OperatorSum)
+    operator.kind: operator for operator in (Identity, Diagonal, LowRank, Kronecker, BlockDiagonal, OperatorSum, Masked)
 }
 _HEADER = "cl_diffusion.operator"
 _REFERENCE = "$tensor"

@@ -1,0 +1,1 @@
+"""Resets that keep a network able to learn."""

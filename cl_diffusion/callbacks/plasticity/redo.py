@@ -1,0 +1,88 @@
+"""Resets of dormant units at a fixed threshold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+from typing_extensions import override
+
+from cl_diffusion.callbacks.plasticity.unit_resets import FindsUnits, UnitResets, all_processes, summed
+from cl_diffusion.plasticity.observation import Observer, magnitudes
+from cl_diffusion.plasticity.reset import Moments
+from cl_diffusion.plasticity.units import Units
+from cl_diffusion.plasticity.utility import dormancy
+
+Score = Literal["magnitude", "gradient"]
+
+
+class ReDo(UnitResets):
+    """Every so many steps, reset the units whose share of their layer's mean activation is at most ``tau``.
+
+    ``s_i = E|h_i| / (mean over the layer of E|h| + 1e-9)`` over the batch of that step, ``s_i <= tau`` (Sokar et al.
+    2023, 2302.12902). With ``score="gradient"`` it is ``E|dL/dh_i|`` in the same place (GraMa), which tells units apart
+    whose activations are never zero.
+
+    Args:
+        threshold: ``tau``, >= 0.
+        every_n_steps: between two looks; only those steps cost anything.
+        score: ``"magnitude"`` or ``"gradient"``.
+        layers, units, moments, anchors, initializer, seed, epochs_per_task, name: see ``UnitResets``.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        threshold: float = 0.0,
+        every_n_steps: int = 1000,
+        score: Score = "magnitude",
+        layers: Sequence[str] | None = None,
+        units: FindsUnits | Sequence[Units] | None = None,
+        moments: Moments = "layer_mean",
+        anchors: Literal["kept", "released"] = "kept",
+        initializer: Any = None,
+        seed: int = 0,
+        epochs_per_task: int | None = None,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(layers, units, moments, anchors, initializer, seed, epochs_per_task, name)
+        if not threshold >= 0:
+            raise ValueError(f"threshold={threshold!r}; expected a share of the layer's mean, >= 0")
+        if every_n_steps < 1:
+            raise ValueError(f"every_n_steps={every_n_steps!r}; expected at least 1")
+        if score not in get_args(Score):
+            raise ValueError(f"score={score!r}; expected one of {', '.join(get_args(Score))}")
+        self.threshold = threshold
+        self.every_n_steps = every_n_steps
+        self.score: Score = score
+
+    @override
+    def observer(self, pl_module: LightningModule) -> Observer:
+        look = "gradients" if self.score == "gradient" else "activations"
+        return Observer(pl_module, self.units, magnitudes, look=look)  # type: ignore[arg-type]
+
+    @override
+    def begin(self, device: torch.device, state: dict[str, Any] | None) -> None:
+        return
+
+    @override
+    def looks(self, trainer: Trainer) -> bool:
+        return (trainer.global_step + 1) % self.every_n_steps == 0
+
+    @override
+    def due(self, pl_module: LightningModule, observer: Observer) -> dict[int, Tensor]:
+        positions = summed([observer.positions.get(n, 0) for n in range(len(self.units))], pl_module.device)
+        found: dict[int, Tensor] = {}
+        for number, sums in observer.seen.items():
+            means = all_processes(sums) / max(1, positions[number])
+            found[number] = (dormancy(means) <= self.threshold).nonzero().flatten()
+        return found
+
+    @override
+    def watched(self) -> dict[str, Any]:
+        return {}

@@ -1,0 +1,162 @@
+"""Resets of units that have been silent for longer than their own firing explains."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+from typing_extensions import override
+
+from cl_diffusion.callbacks.plasticity.unit_resets import FindsUnits, UnitResets, all_processes, summed
+from cl_diffusion.plasticity.chains import FIRING
+from cl_diffusion.plasticity.firing import FiringRates, InterFiringTimes
+from cl_diffusion.plasticity.observation import Looked, Observer, fired, firings, magnitudes
+from cl_diffusion.plasticity.reset import Moments
+from cl_diffusion.plasticity.units import Units
+from cl_diffusion.plasticity.utility import dormancy
+
+Variant = Literal["released", "counting"]
+Firing = Literal["sign", "magnitude", "gradient"]
+
+
+class SelfNormalizedResets(UnitResets):
+    """Reset a unit once the time since it last fired is longer than all but ``eta`` of its own inter-firing times.
+
+    Farias & Jozefiak 2024 (2410.20098), algorithm 1. The threshold is each unit's own, unlike that of ReDo or Continual
+    Backprop, which is the network's; see ``InterFiringTimes``. Nothing is reset before a unit has been silent for
+    ``initial_age`` examples.
+
+    Args:
+        threshold: ``eta``, the rejection percentile, in (0, 1).
+        initial_age: ``tau_0``, in examples.
+        variant: ``"released"``, by the histogram of inter-firing times; or ``"counting"``, by the rate over positions,
+            for convolutions and tokens (``FiringRates``; ``initial_age`` and ``tasks_per_update`` take no part).
+        tasks_per_update: thresholds are taken from the histograms anew after so many tasks.
+        max_age: no threshold is longer, in examples.
+        firing: what it is to fire: ``"sign"``, to be positive; ``"magnitude"``, ``E|h|`` above ``floor`` times the
+            layer's mean; ``"gradient"``, likewise ``E|dL/dh|``.
+        floor: for those two.
+        layers, units, moments, anchors, initializer, seed, epochs_per_task, name: see ``UnitResets``.
+
+    Raises:
+        ValueError: an argument is out of its range, or two of them do not go together; as training starts: a layer's
+            activation does not say by its sign whether it fires.
+    """
+
+    def __init__(
+        self,
+        threshold: float = 0.02,
+        initial_age: int = 640,
+        variant: Variant = "released",
+        tasks_per_update: int = 8,
+        max_age: int = 10**7,
+        firing: Firing = "sign",
+        floor: float = 0.0,
+        layers: Sequence[str] | None = None,
+        units: FindsUnits | Sequence[Units] | None = None,
+        moments: Moments = "layer_mean",
+        anchors: Literal["kept", "released"] = "kept",
+        initializer: Any = None,
+        seed: int = 0,
+        epochs_per_task: int | None = None,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(layers, units, moments, anchors, initializer, seed, epochs_per_task, name)
+        if not 0 < threshold < 1:
+            raise ValueError(f"threshold={threshold!r}; expected a share of inter-firing times, in (0, 1)")
+        if not 0 < initial_age <= max_age:
+            raise ValueError(f"initial_age={initial_age!r}, max_age={max_age!r}; expected 0 < initial_age <= max_age")
+        if tasks_per_update < 1:
+            raise ValueError(f"tasks_per_update={tasks_per_update!r}; expected at least 1")
+        if variant not in get_args(Variant) or firing not in get_args(Firing):
+            raise ValueError(
+                f"variant={variant!r}, firing={firing!r}; expected one of {', '.join(get_args(Variant))}, and one of "
+                f"{', '.join(get_args(Firing))}"
+            )
+        if variant == "counting" and firing != "sign":
+            raise ValueError(f"variant='counting' counts signs, and firing={firing!r}; use firing='sign'")
+        if floor < 0 or (floor > 0 and firing == "sign"):
+            raise ValueError(f"floor={floor!r}, firing={firing!r}; expected >= 0, and 0 where firing is a sign")
+        self.threshold, self.initial_age, self.max_age = threshold, initial_age, max_age
+        self.variant: Variant = variant
+        self.firing: Firing = firing
+        self.floor = floor
+        self.tasks_per_update = tasks_per_update
+        self.detector: InterFiringTimes | FiringRates | None = None
+        self._batch = 1
+
+    @override
+    def observer(self, pl_module: LightningModule) -> Observer:
+        if self.variant == "counting":
+            return Observer(pl_module, self.units, firings)
+        if self.firing == "sign":
+            return Observer(pl_module, self.units, fired, torch.logical_or)
+        look: Looked = "gradients" if self.firing == "gradient" else "activations"
+        return Observer(pl_module, self.units, magnitudes, look=look)
+
+    @override
+    def begin(self, device: torch.device, state: dict[str, Any] | None) -> None:
+        silent = [f"{of.name} ({of.activation or 'unknown'})" for of in self.units if of.activation not in FIRING]
+        if silent and self.firing == "sign":
+            raise ValueError(
+                f"firing='sign', and the activation of {', '.join(silent)} is not known to be positive where it "
+                "fires; leave these out by layers=..., or use firing='magnitude' or 'gradient'"
+            )
+        count = sum(of.count for of in self.units)
+        if self.variant == "counting":
+            self.detector = FiringRates(count, self.threshold)
+        else:
+            self.detector = InterFiringTimes(count, self.threshold, self.initial_age, self.max_age)
+        if state is not None:
+            self.detector.load_state_dict(state)
+            self._batch = state["batch"]
+        self.detector.to(device)
+
+    @override
+    def due(self, pl_module: LightningModule, observer: Observer) -> dict[int, Tensor]:
+        assert self.detector is not None
+        device = self.detector.ages.device
+        parts = [self._fired(observer, number, device) for number in range(len(self.units))]
+        every = all_processes(torch.cat(parts), largest=self.variant == "released")
+        examples = self._passed(observer, device)
+        which = self.detector.observe(every if self.variant == "counting" else every.bool(), examples)
+        if not bool(which.any()):
+            return {}
+        self.detector.reset(which)
+        found, start = {}, 0
+        for number, of in enumerate(self.units):
+            found[number] = which[start : start + of.count].nonzero().flatten()
+            start += of.count
+        return found
+
+    @override
+    def on_task_end(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
+        super().on_task_end(trainer, pl_module, task)
+        if self.detector is not None and (task + 1) % self.tasks_per_update == 0:
+            self.detector.update(self._batch)
+
+    @override
+    def watched(self) -> dict[str, Any]:
+        return {} if self.detector is None else {**self.detector.state_dict(), "batch": self._batch}
+
+    def _fired(self, observer: Observer, number: int, device: torch.device) -> Tensor:
+        """Whether, or how often; zeros of a layer that took no part."""
+        if number not in observer.seen:
+            return torch.zeros(self.units[number].count, dtype=torch.int64, device=device)
+        figures = observer.seen[number]
+        if self.firing == "sign":
+            return figures.to(torch.int64)
+        return (dormancy(figures / observer.positions[number]) > self.floor).to(torch.int64)
+
+    def _passed(self, observer: Observer, device: torch.device) -> Tensor | int:
+        """Examples of the step, or positions of each unit; of all processes."""
+        per_layer = observer.positions if self.variant == "counting" else observer.examples
+        numbers = summed([per_layer.get(number, 0) for number in range(len(self.units))], device)
+        self._batch = max(self._batch, *numbers) if self.variant == "released" else 1
+        if self.variant == "released" and min(numbers) == max(numbers):
+            return numbers[0]
+        counts = torch.tensor([of.count for of in self.units], device=device)
+        return torch.tensor(numbers, device=device).repeat_interleave(counts)

@@ -1,0 +1,150 @@
+"""When a unit has been silent for longer than its own firing explains (Farias & Jozefiak 2024, 2410.20098)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_FLUSH = 512
+
+
+class InterFiringTimes:
+    """Each unit's age, the histogram of the ages at which it has fired, and the threshold that follows from it.
+
+    The age ``a_i`` counts examples since unit i has fired last. It is to be reset once ``a_i >= tau_i``, where
+    ``P(A_i >= tau_i) <= eta`` for ``A_i`` the unit's own inter-firing time: were its firing Bernoulli(p), ``tau`` would
+    be about ``ln eta / ln(1 - p)``. As released by the authors: a unit fires if it is positive for any example of a
+    batch; a reset's age goes into the histogram too, censored as it is; age 0 does not (the geometric law is
+    memoryless, so it may be left out); ``update`` makes ``tau_i`` the smallest age by which ``1 - eta`` of its
+    histogram lies if that is less than ``tau_i``, else doubles it, which undoes the censoring: the rule oscillates by
+    design. A unit without a histogram keeps its threshold.
+
+    The histogram holds the ages that there were and no others, so its size does not depend on ``max_age``.
+
+    Args:
+        count: units, of all layers together.
+        threshold: ``eta``, in (0, 1).
+        initial_age: every ``tau_i`` at first, in examples.
+        max_age: no ``tau_i`` is longer; older ages count as this.
+    """
+
+    def __init__(self, count: int, threshold: float, initial_age: float, max_age: int = 10**7) -> None:
+        self.threshold = threshold
+        self.max_age = max_age
+        self.ages = torch.zeros(count, dtype=torch.int64)
+        self.limits = torch.full((count,), float(initial_age))
+        self._keys = torch.zeros(0, dtype=torch.int64)  # unit * (max_age + 1) + age
+        self._counts = torch.zeros(0, dtype=torch.int64)
+        self._pending: list[Tensor] = []
+
+    def observe(self, fired: Tensor, examples: Tensor | int) -> Tensor:
+        """Take in whether each unit has fired in a step of so many examples; returns which are to be reset."""
+        self._pending.append(self.ages * fired)
+        self.ages = (self.ages + examples).masked_fill_(fired, 0)
+        if len(self._pending) >= _FLUSH:
+            self._flush()
+        return self.ages >= self.limits
+
+    def reset(self, which: Tensor) -> None:
+        """These units, a mask, are new."""
+        self._pending.append(self.ages * which)
+        self.ages = self.ages.masked_fill(which, 0)
+
+    def update(self, examples: int) -> None:
+        """New thresholds, of no fewer examples than a batch has."""
+        self._flush()
+        if len(self._keys):
+            units, ages = self._keys // (self.max_age + 1), self._keys % (self.max_age + 1)
+            counts = self._counts.double()
+            totals = torch.zeros(len(self.ages), dtype=torch.float64).index_add_(0, units, counts)
+            before = torch.cat([totals.new_zeros(1), totals.cumsum(0)[:-1]])
+            share = (counts.cumsum(0) - before[units]) / totals[units]
+            enough = share >= 1 - self.threshold - 1e-12
+            reached = torch.full_like(totals, math.inf).scatter_reduce_(0, units[enough], ages[enough].double(), "amin")
+            limits = self.limits.cpu().double()
+            new = torch.where(reached < limits, reached, 2 * limits)
+            new = torch.where(totals > 0, new, limits).clamp(examples, max(self.max_age, examples))
+            self.limits = new.to(self.limits)
+
+    def to(self, device: torch.device) -> None:
+        """Go to where the units are."""
+        self.ages, self.limits = self.ages.to(device), self.limits.to(device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors alone."""
+        self._flush()
+        return {"ages": self.ages, "limits": self.limits, "keys": self._keys, "counts": self._counts}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of ``state_dict``."""
+        self.ages, self.limits = state["ages"].clone(), state["limits"].clone()
+        self._keys, self._counts, self._pending = state["keys"].clone(), state["counts"].clone(), []
+
+    def _flush(self) -> None:
+        """Pending ages into the histogram; 0 stands for none."""
+        if not self._pending:
+            return
+        rows = torch.stack(self._pending).cpu()
+        self._pending = []
+        units = torch.arange(rows.shape[1]).expand_as(rows)[rows > 0]
+        ages = rows[rows > 0].clamp(max=self.max_age)
+        keys = torch.cat([self._keys, units * (self.max_age + 1) + ages])
+        counts = torch.cat([self._counts, torch.ones_like(ages)])
+        self._keys, which = keys.unique(return_inverse=True)
+        self._counts = torch.zeros_like(self._keys).index_add_(0, which, counts)
+
+
+class FiringRates:
+    """Each unit's firing rate, counted over positions: for convolutions and tokens, where "any fired" is too coarse.
+
+    One image has H*W firings of a channel. The rate is ``(1 + fired + resets) / (1 + positions)``; a silent batch of N
+    positions adds N to the age, any other makes it ``N / fired``; ``tau = ln(1/eta) / rate``. A unit is reset only if
+    it is silent in the batch at hand.
+
+    Args:
+        count: units, of all layers together.
+        threshold: ``eta``, in (0, 1).
+    """
+
+    def __init__(self, count: int, threshold: float) -> None:
+        self.threshold = threshold
+        self.ages = torch.zeros(count, dtype=torch.float64)
+        self.fired = torch.zeros(count, dtype=torch.float64)
+        self.positions = torch.zeros(count, dtype=torch.float64)
+
+    @property
+    def limits(self) -> Tensor:
+        """Each ``tau_i``, in positions."""
+        return -math.log(self.threshold) * (1 + self.positions) / (1 + self.fired)
+
+    def observe(self, fired: Tensor, positions: Tensor | int) -> Tensor:
+        """Take in how often each unit has fired at so many positions; returns which are to be reset."""
+        fired, positions = fired.to(self.ages), torch.as_tensor(positions, device=self.ages.device)
+        silent = fired == 0
+        self.ages = torch.where(silent, self.ages + positions, positions / fired.clamp(min=1))
+        self.fired += fired
+        self.positions += positions
+        return silent & (self.ages >= self.limits)
+
+    def reset(self, which: Tensor) -> None:
+        """These units, a mask, are new."""
+        self.fired += which.to(self.fired)
+        self.ages = self.ages.masked_fill(which, 0)
+
+    def update(self, examples: int) -> None:
+        """Nothing: thresholds follow the rate at once."""
+
+    def to(self, device: torch.device) -> None:
+        """Go to where the units are."""
+        self.ages, self.fired, self.positions = (t.to(device) for t in (self.ages, self.fired, self.positions))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors alone."""
+        return {"ages": self.ages, "fired": self.fired, "positions": self.positions}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of ``state_dict``."""
+        self.ages, self.fired, self.positions = (state[n].clone() for n in ("ages", "fired", "positions"))
