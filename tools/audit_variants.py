@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,9 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from audit_table import cell
+from runs import command_line, fitted
 from tables import table
-
-from cl_diffusion.cli.run_folder import newest_checkpoint
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 DIGITS, MNIST = ("data/digits", "model/unet_8x8"), ("data/mnist16", "model/unet_16x16")
@@ -124,51 +122,38 @@ class Job:
         """The fit's folder."""
         return self.out / self.variant.training / f"seed_{self.seed}"
 
+    @property
+    def folder(self) -> str:
+        """Of its audits, within the run."""
+        return self.name.replace(" ", "_").replace(",", "")
+
     def audit(self, task: int) -> Path:
         """What the audit of a task's checkpoint writes."""
-        return self.run / self.name.replace(" ", "_").replace(",", "") / f"after_task_{task}" / "audit.json"
+        return self.run / self.folder / f"after_task_{task}" / "audit.json"
 
     def fit(self) -> bool:
         """Train, unless that is done; whether it is now."""
-        marker = self.run / "finished"
-        if marker.exists():
-            return True
         files = ("base", *self.variant.configs, "method/finetune", "hardware/cpu")
-        words = ["fit", *(word for name in files for word in ("-c", str(CONFIGS / f"{name}.yaml")))]
-        words += [*self.variant.words, *self.extra]
-        words += [f"--seed_everything={self.seed}", f"--run={self.run}", "--trainer.enable_progress_bar=false"]
-        if (newest := newest_checkpoint(self.run)) is not None:
-            words.append(f"--ckpt_path={newest}")
-        if done := self._call(words):
-            marker.touch()
-        return done
+        words = [word for name in files for word in ("-c", str(CONFIGS / f"{name}.yaml"))]
+        return fitted(self.run, [*words, *self.variant.words, *self.extra, f"--seed_everything={self.seed}"])
 
     def measure(self) -> bool:
         """Audit, unless that is done or there is no checkpoint; whether it is now. Steps and damage are left out."""
         if not (self.run / "finished").exists():
             return False
-        for task in self.variant.tasks:
-            if (file := self.audit(task)).exists():
-                continue
-            words = ["test", "-c", str(CONFIGS / "diagnostics/audit.yaml"), "--trainer.enable_progress_bar=false"]
-            words += [f"--ckpt_path={self.run}/checkpoints/after_task_{task}.ckpt", "--trainer.callbacks.radii=[]"]
-            words.append("--trainer.callbacks.samples=64")
-            if not self._call([*words, f"--trainer.callbacks.name={file.parents[1].name}", *self.variant.audit]):
-                return False
-        return True
+        return all(self._measured(task) for task in self.variant.tasks)
 
-    def _call(self, words: list[str]) -> bool:
-        command = [sys.executable, "-m", "cl_diffusion.cli", *words]
-        self.run.parent.mkdir(parents=True, exist_ok=True)
-        with self.run.with_suffix(".log").open("a") as log:
-            log.write(" ".join(command) + "\n")
-            log.flush()
-            one = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-            done = subprocess.run(command, stdout=log, stderr=log, env={**os.environ, **one}).returncode == 0
-        print(
-            f"{'finished' if done else f'FAILED, see {log.name}:'} {words[0]}, {self.name}, seed {self.seed}",
-            flush=True,
-        )
+    def _measured(self, task: int) -> bool:
+        if (file := self.audit(task)).exists():
+            return True
+        words = ["test", "-c", str(CONFIGS / "diagnostics/audit.yaml"), "--trainer.enable_progress_bar=false"]
+        words += [
+            f"--ckpt_path={self.run}/checkpoints/after_task_{task}.ckpt",
+            f"--trainer.callbacks.name={self.folder}",
+        ]
+        words += ["--trainer.callbacks.radii=[]", "--trainer.callbacks.samples=64", *self.variant.audit]
+        done = command_line(words, self.run.with_suffix(".log"))
+        print(f"{'finished' if done else 'FAILED  '} {file}", flush=True)
         return done
 
 

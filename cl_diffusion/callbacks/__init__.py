@@ -2,6 +2,7 @@
 
 from cl_diffusion.callbacks.diagnostics.continual_metrics import ContinualMetrics
 from cl_diffusion.callbacks.diagnostics.fisher_audit import FisherAudit
+from cl_diffusion.callbacks.diagnostics.plasticity_metrics import PlasticityMetrics
 from cl_diffusion.callbacks.plasticity.continual_backprop import ContinualBackprop
 from cl_diffusion.callbacks.plasticity.redo import ReDo
 from cl_diffusion.callbacks.plasticity.self_normalized_resets import SelfNormalizedResets
@@ -28,6 +29,7 @@ __all__ = [
     "L2SP",
     "OtherTask",
     "OwnSamples",
+    "PlasticityMetrics",
     "PureNoise",
     "ReDo",
     "Regularizer",

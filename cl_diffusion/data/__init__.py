@@ -1,6 +1,7 @@
 """Data sets as ordered lists of tasks, and what is replayed of old ones."""
 
 from cl_diffusion.data.buffer import ClassBalancedBuffer, ReservoirBuffer
+from cl_diffusion.data.changing import ChangingDataModule, SparseVectors
 from cl_diffusion.data.datamodule import TaskDataModule
 from cl_diffusion.data.generative_replay import GenerativeReplay
 from cl_diffusion.data.images import ImageFormat
@@ -12,6 +13,7 @@ from cl_diffusion.data.schedule import TaskSchedule
 from cl_diffusion.data.tasks import TaskSplit
 
 __all__ = [
+    "ChangingDataModule",
     "ClassBalancedBuffer",
     "GenerativeReplay",
     "ImageFormat",
@@ -21,6 +23,7 @@ __all__ = [
     "ReplaySource",
     "ReservoirBuffer",
     "ResumableLoader",
+    "SparseVectors",
     "TaskDataModule",
     "TaskSchedule",
     "TaskSplit",

@@ -22,6 +22,7 @@ class Purpose(IntEnum):
     REPLAY = 6
     GENERATION = 7
     LIMIT = 8
+    CHANGE = 9
 
 
 def keyed_permutation(length: int, seed: int, purpose: Purpose, index: int = 0) -> Tensor:

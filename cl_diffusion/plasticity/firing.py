@@ -102,7 +102,8 @@ class FiringRates:
 
     One image has H*W firings of a channel. The rate is ``(1 + fired + resets) / (1 + positions)``; a silent batch of N
     positions adds N to the age, any other makes it ``N / fired``; ``tau = ln(1/eta) / rate``. A unit is reset only if
-    it is silent in the batch at hand.
+    it is silent in the batch at hand. One that has never fired has no rate to be measured by, and is never due for
+    ``eta < 1/e``.
 
     Args:
         count: units, of all layers together.

@@ -15,6 +15,8 @@ from cl_diffusion.linalg import (
     parameters,
     total,
 )
+from cl_diffusion.linalg.masked import Masked, released
+from cl_diffusion.linalg.storage import operator_from_state
 from tests.linalg.laws import check_operator, dense
 
 LIKE = {"weight": torch.zeros(3, 2, dtype=torch.float64), "bias": torch.zeros(3, dtype=torch.float64)}
@@ -155,3 +157,32 @@ def test_estimates_of_different_things_sum_only_under_a_provenance_that_is_given
         total(terms)
     given = Provenance({"estimator": "both"})
     assert total(terms, given).provenance == given
+
+
+def test_what_is_let_go_has_neither_row_nor_column_and_the_rest_is_as_it_was() -> None:
+    like = {"a": torch.zeros(2, 3, dtype=torch.float64), "b": torch.zeros(2, dtype=torch.float64)}
+    keep = {"a": torch.tensor([[True, False, True], [True, True, True]])}
+    mask = torch.cat([keep["a"].flatten(), torch.ones(2, dtype=torch.bool)]).double()
+    generator = torch.Generator().manual_seed(0)
+    columns = {name: torch.randn(2, *t.shape, dtype=torch.float64, generator=generator) for name, t in like.items()}
+    low_rank = LowRank(columns, torch.tensor([2.0, 1.0], dtype=torch.float64))
+    for operator in (Diagonal({n: t + 2 for n, t in like.items()}), Identity(like, 3.0), low_rank):
+        expected = mask[:, None] * dense(operator, like) * mask
+        check_operator(released(operator, keep), expected, like)
+    summed = OperatorSum([low_rank, Diagonal({n: t + 1 for n, t in like.items()})])
+    for operator in (Masked([summed], keep), released(summed, keep), released(Masked([low_rank], {}), keep)):
+        inner = low_rank if operator.kind == "masked" and not isinstance(operator.operator, OperatorSum) else summed
+        expected = mask[:, None] * dense(inner, like) * mask
+        torch.testing.assert_close(dense(operator, like), expected)
+        flat = torch.randn(8, dtype=torch.float64, generator=generator)
+        vector = parameters.unflatten(flat, like)
+        torch.testing.assert_close(operator.quadratic(vector), flat @ expected @ flat)
+        torch.testing.assert_close(operator.trace(), expected.trace())
+        torch.testing.assert_close(dense(operator.scaled(2.0), like), 2 * expected)
+        torch.testing.assert_close(dense(operator_from_state(operator.state()), like), expected)
+        with pytest.raises(NotImplementedError):
+            operator.resolvent(vector, 0.1)
+    twice = released(Masked([low_rank], keep), {"b": torch.tensor([False, True])})
+    both = torch.cat([keep["a"].flatten(), torch.tensor([False, True])]).double()
+    torch.testing.assert_close(dense(twice, like), both[:, None] * dense(low_rank, like) * both)
+    assert released(low_rank, {"c": torch.tensor([False])}) is low_rank

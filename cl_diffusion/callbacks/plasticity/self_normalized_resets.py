@@ -11,6 +11,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from cl_diffusion.callbacks.plasticity.unit_resets import FindsUnits, UnitResets, all_processes, summed
+from cl_diffusion.fisher.population import world_size
 from cl_diffusion.plasticity.chains import FIRING
 from cl_diffusion.plasticity.firing import FiringRates, InterFiringTimes
 from cl_diffusion.plasticity.observation import Looked, Observer, fired, firings, magnitudes
@@ -119,10 +120,10 @@ class SelfNormalizedResets(UnitResets):
     def due(self, pl_module: LightningModule, observer: Observer) -> dict[int, Tensor]:
         assert self.detector is not None
         device = self.detector.ages.device
-        parts = [self._fired(observer, number, device) for number in range(len(self.units))]
-        every = all_processes(torch.cat(parts), largest=self.variant == "released")
-        examples = self._passed(observer, device)
-        which = self.detector.observe(every if self.variant == "counting" else every.bool(), examples)
+        every = torch.cat([self._fired(observer, number, device) for number in range(len(self.units))])
+        if world_size() > 1:
+            every = all_processes(every.to(torch.int64), largest=self.variant == "released").to(every.dtype)
+        which = self.detector.observe(every, self._passed(observer, device))
         if not bool(which.any()):
             return {}
         self.detector.reset(which)
@@ -145,11 +146,10 @@ class SelfNormalizedResets(UnitResets):
     def _fired(self, observer: Observer, number: int, device: torch.device) -> Tensor:
         """Whether, or how often; zeros of a layer that took no part."""
         if number not in observer.seen:
-            return torch.zeros(self.units[number].count, dtype=torch.int64, device=device)
+            kind = torch.int64 if self.variant == "counting" else torch.bool
+            return torch.zeros(self.units[number].count, dtype=kind, device=device)
         figures = observer.seen[number]
-        if self.firing == "sign":
-            return figures.to(torch.int64)
-        return (dormancy(figures / observer.positions[number]) > self.floor).to(torch.int64)
+        return figures if self.firing == "sign" else dormancy(figures / observer.positions[number]) > self.floor
 
     def _passed(self, observer: Observer, device: torch.device) -> Tensor | int:
         """Examples of the step, or positions of each unit; of all processes."""

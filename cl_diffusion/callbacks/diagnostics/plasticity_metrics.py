@@ -1,0 +1,170 @@
+"""Whether a network still learns, and how much of it is in use, task by task."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+from typing_extensions import override
+
+from cl_diffusion.callbacks.plasticity.unit_resets import FindsUnits, all_processes, watched_units
+from cl_diffusion.callbacks.task import TaskCallback
+from cl_diffusion.metrics.plasticity import effective_rank, stable_rank
+from cl_diffusion.plasticity.chains import FIRING
+from cl_diffusion.plasticity.observation import Observer, fired
+from cl_diffusion.plasticity.units import Units
+
+_FEATURES = 1024
+
+
+class PlasticityMetrics(TaskCallback):
+    """``plasticity.csv``: at the end of each task, of each layer, how much of it is in use, and how far it moves.
+
+    Columns ``task,layer,figure,value``, tasks from 1:
+
+    - ``dead``: the share of the layer's units that have fired in no batch of the task's last epoch;
+    - ``effective_rank``, ``stable_rank``: of the activations of the epoch's last batches, at most 1024 rows, positions
+      of an image or a sequence being rows of their own;
+    - ``weight_norm``: of the weights that come in, the root of the mean square of an entry;
+    - ``update_norm``: of their change in the epoch's last step, likewise;
+    - with layer ``""`` what the module says in ``task_figures()``, such as its online accuracy.
+
+    Training is bit for bit the same with and without it: nothing is reset.
+
+    Args:
+        layers: patterns of layers' names; all that have units where not given.
+        units: see ``UnitResets``.
+        epochs_per_task: see ``TaskCallback``.
+
+    Raises:
+        ValueError: as training starts: no unit is found, or a pattern fits none.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[str] | None = None,
+        units: FindsUnits | Sequence[Units] | None = None,
+        epochs_per_task: int | None = None,
+    ) -> None:
+        super().__init__(epochs_per_task)
+        self.layers = layers
+        self.given = units
+        self.units: list[Units] = []
+        self.rows: list[tuple[int, str, str, float]] = []
+        self._firing: Observer | None = None
+        self._values: Observer | None = None
+        self._before: dict[str, Tensor] = {}
+        self._update: dict[str, float] = {}
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.units = watched_units(pl_module, self.layers, self.given)
+        self._firing = Observer(pl_module, self.units, fired, torch.logical_or)
+        self._values = Observer(
+            pl_module, self.units, _rows, lambda old, new: torch.cat([old, new])[-_FEATURES:], look="activations"
+        )
+        super().on_train_start(trainer, pl_module)
+
+    @override
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_epoch_start(trainer, pl_module)
+        if self._firing is not None:
+            self._firing.clear()
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        if self._running is None or not self._is_last_epoch(trainer) or self._firing is None or self._values is None:
+            return
+        self._firing.attach()
+        if trainer.is_last_batch:
+            self._values.clear()
+            self._values.attach()
+            self._before = {name: w.detach().clone() for name, w in self._incoming(pl_module).items()}
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        for observer in (self._firing, self._values):
+            if observer is not None:
+                observer.detach()
+        if self._before:
+            now = self._incoming(pl_module)
+            self._update = {name: _size(now[name].detach() - old) for name, old in self._before.items()}
+            self._before = {}
+
+    @override
+    def on_task_end(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
+        found = self._figures(pl_module)
+        self.rows += [(task + 1, layer, name, value) for layer, of in found.items() for name, value in of.items()]
+        folder = Path(trainer.log_dir or trainer.default_root_dir)  # a broadcast: every process takes part
+        if not trainer.is_global_zero:
+            return
+        _write(folder / "plasticity.csv", self.rows)
+        named = {f"{layer or 'task'}/{name}": value for layer, of in found.items() for name, value in of.items()}
+        for logger in trainer.loggers:
+            logger.log_metrics(named, step=trainer.global_step)
+        said = ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in found.get("", {}).items())
+        dead = ", ".join(f"{layer} {of['dead']:.0%}" for layer, of in found.items() if "dead" in of)
+        rank_zero_info(f"task {task + 1}: {said}{'; ' if said else ''}dead units: {dead or 'not told'}")
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "rows": self.rows}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self.rows = [tuple(row) for row in state_dict["rows"]]
+
+    def _incoming(self, module: LightningModule) -> dict[str, Tensor]:
+        tensors = dict(module.named_parameters())
+        return {of.name: tensors[of.incoming[0].tensor] for of in self.units}
+
+    def _figures(self, module: LightningModule) -> dict[str, dict[str, float]]:
+        assert self._firing is not None
+        assert self._values is not None
+        own = getattr(module, "task_figures", None)
+        found: dict[str, dict[str, float]] = {"": dict(own())} if callable(own) else {}
+        weights = self._incoming(module)
+        for number, of in enumerate(self.units):
+            figures = found.setdefault(of.name, {})
+            if number in self._firing.seen and of.activation in FIRING:
+                alive = all_processes(self._firing.seen[number].to(torch.int64), largest=True)
+                figures["dead"] = float((alive == 0).double().mean())
+            if number in self._values.seen:
+                features = self._values.seen[number].float().cpu()
+                figures["effective_rank"] = effective_rank(features)
+                figures["stable_rank"] = stable_rank(features)
+            figures["weight_norm"] = _size(weights[of.name].detach())
+            if of.name in self._update:
+                figures["update_norm"] = self._update[of.name]
+        return found
+
+
+def _rows(layer: int, values: Tensor, others: list[int]) -> Tensor:
+    """Activations as rows, units last; the last of them."""
+    axis = next(axis for axis in range(values.ndim) if axis not in others)
+    return values.movedim(axis, -1).flatten(0, -2)[-_FEATURES:]
+
+
+def _size(tensor: Tensor) -> float:
+    return float(tensor.double().square().mean().sqrt())
+
+
+def _write(path: Path, rows: list[tuple[int, str, str, float]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with partial.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["task", "layer", "figure", "value"])
+        writer.writerows((task, layer, name, repr(value)) for task, layer, name, value in rows)
+    partial.replace(path)

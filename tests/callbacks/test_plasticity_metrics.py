@@ -1,0 +1,92 @@
+"""What is in use of a network, task by task, and that looking changes nothing."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from cl_diffusion.callbacks import PlasticityMetrics, SelfNormalizedResets
+from cl_diffusion.data import ChangingDataModule
+from cl_diffusion.modules import OnlineClassifier
+from cl_diffusion.modules.perceptron import Perceptron
+from tests.callbacks.stranger import loader, trainer
+from tests.callbacks.test_unit_resets import Rectified, same
+from tests.tiny import ddpm
+
+
+def rows(path: Path) -> dict[tuple[int, str, str], float]:
+    with (path / "plasticity.csv").open(newline="") as file:
+        return {(int(row["task"]), row["layer"], row["figure"]): float(row["value"]) for row in csv.DictReader(file)}
+
+
+def test_dead_units_and_ranks_are_those_of_the_last_epoch(tmp_path: Path) -> None:
+    model = Rectified(dead=(1, 4), optimizer=torch.optim.SGD)
+    with torch.no_grad():
+        model.net[0].bias[[0, 2, 3, 5, 6, 7]] = 50.0
+    before = model.net[0].weight.detach().clone()
+    trainer(PlasticityMetrics(), max_epochs=1, default_root_dir=tmp_path).fit(model, loader(0, samples=8))
+    found = rows(tmp_path)
+    assert found[1, "net.0", "dead"] == 0.25
+    features = before @ torch.cat([x for x, _ in loader(0, samples=8)]).T
+    assert 1 <= found[1, "net.0", "stable_rank"] <= found[1, "net.0", "effective_rank"] <= 6
+    assert features.shape == (8, 8)
+    change = (model.net[0].weight.detach() - before).double().square().mean().sqrt()
+    assert found[1, "net.0", "update_norm"] == pytest.approx(float(change), rel=1e-5)
+    size = model.net[0].weight.detach().double().square().mean().sqrt()
+    assert found[1, "net.0", "weight_norm"] == pytest.approx(float(size), rel=1e-6)
+
+
+def test_training_is_bit_for_bit_what_it_is_without(tmp_path: Path) -> None:
+    models = []
+    for callbacks in ([], [PlasticityMetrics(epochs_per_task=1)]):
+        model = Rectified(optimizer=torch.optim.Adam)
+        trainer(*callbacks, max_epochs=3, default_root_dir=tmp_path).fit(model, loader(0))
+        models.append(model)
+    assert same(*models)
+    assert {task for task, _, _ in rows(tmp_path)} == {1, 2, 3}
+
+
+def classified(tmp_path: Path, *callbacks: Any, **options: Any) -> OnlineClassifier:
+    torch.manual_seed(0)
+    model = OnlineClassifier(Perceptron(64, 10, (12, 8)))
+    data = ChangingDataModule("labels", num_tasks=3, epochs_per_task=2, batch_size=32, fraction=0.2)
+    options = {"reload_dataloaders_every_n_epochs": 1, "limit_val_batches": 0, "default_root_dir": tmp_path, **options}
+    ckpt = options.pop("ckpt_path", None)
+    trainer(*callbacks, max_epochs=6, **options).fit(model, datamodule=data, ckpt_path=ckpt)
+    return model
+
+
+def test_a_stream_is_judged_as_it_comes_and_a_resumed_fit_goes_on_counting(tmp_path: Path) -> None:
+    keep = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
+    resets = SelfNormalizedResets(initial_age=200, tasks_per_update=1)
+    whole = classified(tmp_path / "whole", PlasticityMetrics(), resets, keep, enable_checkpointing=True)
+    found = rows(tmp_path / "whole")
+    assert {task for task, layer, _ in found if layer == ""} == {1, 2, 3}
+    assert all(0 < found[task, "", "online_accuracy"] < 1 for task in (1, 2, 3))
+    again = classified(
+        tmp_path / "again",
+        PlasticityMetrics(),
+        SelfNormalizedResets(initial_age=200, tasks_per_update=1),
+        ckpt_path=tmp_path / "epoch=2.ckpt",
+    )
+    assert same(whole, again)
+    assert rows(tmp_path / "again") == found
+
+
+def test_the_channels_of_a_diffusion_model_are_looked_at(tmp_path: Path) -> None:
+    model: LightningModule = ddpm()
+    batches = [(torch.randn(4, 1, 8, 8), torch.tensor([0, 1, 2, 3]))] * 2
+    trainer(PlasticityMetrics(), max_epochs=1, default_root_dir=tmp_path).fit(
+        model, torch.utils.data.DataLoader(batches, batch_size=None)
+    )
+    found = rows(tmp_path)
+    layers = {layer for _, layer, _ in found}
+    assert len(layers) == 8
+    assert all(found[1, layer, "dead"] == 0 for layer in layers)
+    assert all(found[1, layer, "effective_rank"] > 1 for layer in layers)
