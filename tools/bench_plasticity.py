@@ -166,7 +166,7 @@ def relu_command(given: argparse.Namespace, extra: Sequence[str]) -> None:
 
 
 def _one_relu(seed: int, callbacks: list[Any], decay: float) -> float:
-    """The squared error after 64,000 examples."""
+    """The squared error after 32,000 examples."""
     import logging
     import warnings
 
@@ -199,7 +199,7 @@ def _one_relu(seed: int, callbacks: list[Any], decay: float) -> float:
             return torch.optim.SGD(self.parameters(), lr=0.05, weight_decay=decay)
 
     torch.manual_seed(seed)
-    x = 2 * torch.rand(64_000, 1, generator=generator) - 1
+    x = 2 * torch.rand(32_000, 1, generator=generator) - 1
     model = Single()
     for callback in callbacks:
         callback.seed = seed

@@ -51,15 +51,21 @@ class Observer:
         self.combine = combine
         self.look = look
         modules = dict(module.named_modules())
-        self._sites: list[tuple[nn.Module, Site]] = []
-        for of in layers:
+        self._hooks: list[Callable[[], RemovableHandle]] = []
+        for number, of in enumerate(layers):
             site = (of.gates if look == "firing" else None) or of.activations
             if look == "gradients" and site.activation is not None:
                 raise ValueError(
                     f"units {of.name!r}: no module gives or takes their activations, so that no gradient is seen; make "
                     f"the activation {of.activation} a module of its own, or use another score"
                 )
-            self._sites.append((modules[site.module], site))
+            seen_at = modules[site.module]
+            if site.side == "input":
+                hook: Any = partial(self._on_input, number, site)
+                self._hooks.append(partial(seen_at.register_forward_pre_hook, hook))
+            else:
+                hook = partial(self._on_output, number, site)
+                self._hooks.append(partial(seen_at.register_forward_hook, hook))
         self._handles: list[RemovableHandle] = []
         self.clear()
 
@@ -72,11 +78,7 @@ class Observer:
     def attach(self) -> None:
         """Look on from here."""
         self.detach()
-        for number, (module, site) in enumerate(self._sites):
-            if site.side == "input":
-                self._handles.append(module.register_forward_pre_hook(partial(self._on_input, number, site)))
-            else:
-                self._handles.append(module.register_forward_hook(partial(self._on_output, number, site)))
+        self._handles = [register() for register in self._hooks]
 
     def detach(self) -> None:
         """Look no more; no hook is left."""
@@ -97,11 +99,11 @@ class Observer:
             if values.requires_grad:
                 values.register_hook(lambda gradient: self._take(number, site, gradient))
             return
-        with torch.no_grad():
-            values = values.detach()
-            if site.activation is not None and self.look != "firing":
+        values = values.detach()
+        if site.activation is not None and self.look != "firing":
+            with torch.no_grad():
                 values = site.activation(values)
-            self._take(number, site, values)
+        self._take(number, site, values)
 
     def _take(self, number: int, site: Site, values: Tensor) -> None:
         count = self.layers[number].count
