@@ -65,3 +65,47 @@ def test_the_figures_at_single_timesteps_are_drawn_beside_the_published(
     Path("audit.json").write_text(json.dumps({"figures": {"low": {}}}))
     with pytest.raises(SystemExit, match="expected one of single timesteps"):
         run("rank1_figures", monkeypatch, "audit.json")
+
+
+def test_variants_are_told_a_row_a_band_and_what_is_there_is_not_run_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    tool = importlib.import_module("audit_variants")
+    calls: list[list[str]] = []
+
+    def fitted(run: Path, words: list[str]) -> bool:
+        run.mkdir(parents=True, exist_ok=True)
+        (run / "finished").touch()
+        calls.append(["fit", *words])
+        return True
+
+    def command_line(words: list[str], log: Path) -> bool:
+        calls.append(list(words))
+        options = dict(word.removeprefix("--").split("=", 1) for word in words if "=" in word)
+        run = Path(options["ckpt_path"]).parents[1]
+        task = Path(options["ckpt_path"]).stem
+        file = run / options["trainer.callbacks.name"] / task / "audit.json"
+        file.parent.mkdir(parents=True)
+        file.write_text(json.dumps({"figures": {"low": {"v_itself": figure(0.9)}, "high": {}}}))
+        return "half_width" not in str(run)
+
+    monkeypatch.setattr(tool, "fitted", fitted)
+    monkeypatch.setattr(tool, "command_line", command_line)
+    words = ["--out", "runs", "--seeds", "0", "1", "--jobs", "1", "--variants", "32 samples", "five tasks"]
+    for expected in (2 * 2 + 2 * 6, 2 * 2):  # a second time the fits are asked for, and no audit
+        calls.clear()
+        with pytest.raises(SystemExit) as exit_:
+            run("audit_variants", monkeypatch, *words, "--data.root=PATH")
+        assert exit_.value.code == 0
+        assert len(calls) == expected
+    assert all("--data.root=PATH" in call for call in calls)
+    told = capsys.readouterr().out
+    assert "| 32 samples | low |" in told
+    assert "| five tasks, task 5 | low |  |  | 0.9 +- 0 |" in told
+    with pytest.raises(SystemExit) as exit_:
+        run(
+            "audit_variants", monkeypatch, "--out", "runs", "--seeds", "0", "--variants", "half the width", "32 samples"
+        )
+    assert exit_.value.code == 1
+    assert (folder / "runs" / "table.md").read_text().count("32 samples") == 2

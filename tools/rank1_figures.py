@@ -58,7 +58,7 @@ def draw_curves(figures: Figures, names: Mapping[str, str], title: str, path: Pa
             axes.plot(list(crosses), list(crosses.values()), "x", markersize=9, color=f"C{number}", label=published)
     axes.set(xlabel="t", title=title, ylim=(0, 1.1))
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    picture.legend(fontsize=8, loc="outside lower center", ncols=3)
     picture.savefig(path, dpi=120)
     pyplot.close(picture)
 

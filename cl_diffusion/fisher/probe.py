@@ -15,7 +15,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from cl_diffusion.fisher.criterion import OutputLoss
 from cl_diffusion.fisher.population import Population, gathered_objects
 from cl_diffusion.fisher.undisturbed import undisturbed
-from cl_diffusion.linalg import parameters
+from cl_diffusion.keys import derive_keys
+from cl_diffusion.linalg import Parameters, parameters
 
 
 @dataclass(frozen=True)
@@ -201,3 +202,18 @@ def _curvature(loss: OutputLoss, model: Any, batch: Any, output: Tensor, moved: 
     zero = output.new_zeros(())
     curvature: Tensor = jvp(slope, (zero,), (torch.ones_like(zero),))[1]
     return curvature if loss.weight is None else curvature * loss.weight(model, batch)
+
+
+def random_directions(like: Parameters, count: int, seed: int) -> dict[str, Parameters]:
+    """Unit directions that know of nothing: uniform on the sphere, and as many single coordinates."""
+    generator = torch.Generator().manual_seed(int(derive_keys(seed, torch.zeros(1, dtype=torch.int64))))
+    size = sum(p.numel() for p in like.values())
+    found: dict[str, Parameters] = {}
+    for number in range(count):
+        uniform = torch.randn(size, generator=generator)
+        single = torch.zeros(size)
+        single[int(torch.randint(size, (1,), generator=generator))] = 1.0
+        for name, flat in (("random", uniform / torch.linalg.vector_norm(uniform)), ("coordinate", single)):
+            vector = parameters.unflatten(flat, like)
+            found[f"{name} {number + 1}"] = {key: part.to(like[key]) for key, part in vector.items()}
+    return found

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from cl_diffusion.fisher import OutputLoss, SquaredError
 from cl_diffusion.fisher.population import Population
-from cl_diffusion.fisher.probe import Changes, Probe, Slopes
+from cl_diffusion.fisher.probe import Changes, Probe, Slopes, random_directions
 from cl_diffusion.linalg import parameters
 from cl_diffusion.metrics.linear_gaussian import LinearGaussian
+from cl_diffusion.metrics.nonlinearity import distance_from_linear
 from cl_diffusion.metrics.preservation import Damage, Preservation, Response, rank_correlation
 
 DIMENSION = 5
@@ -107,3 +108,29 @@ def test_ranks_share_ties() -> None:
 
     a, b = [1.0, 1.0, 2.0, 5.0, 3.0], [2.0, 1.0, 1.0, 9.0, 1.0]
     assert rank_correlation(a, b) == pytest.approx(float(spearmanr(a, b).statistic))
+
+
+def test_directions_that_know_of_nothing_are_of_unit_length_and_the_seed_s() -> None:
+    like = {"a": torch.zeros(40, 30), "b": torch.zeros(17, dtype=torch.float64)}
+    found = random_directions(like, 3, seed=0)
+    assert set(found) == {f"{kind} {n}" for kind in ("random", "coordinate") for n in (1, 2, 3)}
+    for name, u in found.items():
+        assert float(parameters.norm(u)) == pytest.approx(1, abs=1e-5)
+        assert {key: part.dtype for key, part in u.items()} == {key: part.dtype for key, part in like.items()}
+        entries = sum(int((part != 0).sum()) for part in u.values())
+        assert entries == 1 if name.startswith("coordinate") else entries > 1000
+    again, other = random_directions(like, 3, seed=0), random_directions(like, 3, seed=1)
+    assert torch.equal(again["random 2"]["a"], found["random 2"]["a"])
+    assert not torch.equal(other["random 2"]["a"], found["random 2"]["a"])
+
+
+def test_the_distance_from_linear_is_a_ratio_of_root_mean_squares() -> None:
+    apart, sizes = torch.full((40,), 4.0), torch.full((40,), 16.0)
+    found = distance_from_linear(apart, sizes)
+    assert (found.value, found.error) == (0.5, 0.0)
+    generator = torch.Generator().manual_seed(0)
+    apart = torch.rand(4000, generator=generator, dtype=torch.float64)
+    found = distance_from_linear(apart, torch.ones(4000, dtype=torch.float64))
+    assert found.value == pytest.approx(float(apart.mean()) ** 0.5)
+    expected = float(apart.std()) / 4000**0.5 / (2 * found.value)
+    assert found.error == pytest.approx(expected, rel=0.35)

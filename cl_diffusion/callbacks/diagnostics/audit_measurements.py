@@ -14,14 +14,14 @@ from cl_diffusion.callbacks.diagnostics.audit_record import AuditRecord
 from cl_diffusion.callbacks.diagnostics.audit_sources import AuditSources
 from cl_diffusion.fisher import OutputLoss, OutputNormalized
 from cl_diffusion.fisher.inner_products import InnerProducts, combination, inner_products
-from cl_diffusion.fisher.probe import Probe
+from cl_diffusion.fisher.probe import Probe, random_directions
 from cl_diffusion.fisher.residual import Empirical
 from cl_diffusion.fisher.samples import Samples
-from cl_diffusion.keys import derive_keys
 from cl_diffusion.linalg import Parameters, parameters
 from cl_diffusion.metrics.gradient_audit import ALL, NOISE, OTHER, OWN, TRUE, GradientAudit
 from cl_diffusion.metrics.gram import Gram
-from cl_diffusion.metrics.half_samples import Estimate, Members, with_error
+from cl_diffusion.metrics.half_samples import Estimate
+from cl_diffusion.metrics.nonlinearity import distance_from_linear
 from cl_diffusion.metrics.preservation import Damage, Preservation, Response
 from cl_diffusion.metrics.verdict import verdict
 
@@ -130,14 +130,8 @@ class AuditMeasurements:
                 predicted, best = noise(batch, output), noise(batch, linear(subject.module, batch))
                 squares = [each.double().square().flatten(1).mean(1).cpu() for each in (predicted - best, predicted)]
                 parts.append(torch.stack(squares, 1))
-            every = source.gathered(torch.cat(parts))
-
-            def ratio(members: Members, every: Tensor = every) -> dict[str, float]:
-                error, size = every[members["samples"]].mean(0).tolist()
-                return {"ratio": (error / size) ** 0.5}
-
-            members = {"samples": torch.arange(len(every))}
-            found[band] = with_error(ratio, members, repeats=self.repeats, seed=self.seed)["ratio"]
+            apart, sizes = source.gathered(torch.cat(parts)).unbind(1)
+            found[band] = distance_from_linear(apart, sizes, repeats=self.repeats, seed=self.seed)
         return found
 
     def _preservation(
@@ -188,18 +182,3 @@ def _wanted(band: str, names: Iterable[str]) -> list[str]:
     if band == ALL:
         wanted += [f"mu, {ALL}", *(f"v of {kind}, {ALL}" for kind in (OTHER, NOISE, TRUE))]
     return [name for name in wanted if name in names]
-
-
-def random_directions(like: Parameters, count: int, seed: int) -> Directions:
-    """Unit directions that know of nothing: uniform on the sphere, and as many single coordinates."""
-    generator = torch.Generator().manual_seed(int(derive_keys(seed, torch.zeros(1, dtype=torch.int64))))
-    size = sum(p.numel() for p in like.values())
-    found: Directions = {}
-    for number in range(count):
-        uniform = torch.randn(size, generator=generator)
-        single = torch.zeros(size)
-        single[int(torch.randint(size, (1,), generator=generator))] = 1.0
-        for name, flat in (("random", uniform / torch.linalg.vector_norm(uniform)), ("coordinate", single)):
-            vector = parameters.unflatten(flat, like)
-            found[f"{name} {number + 1}"] = {key: part.to(like[key]) for key, part in vector.items()}
-    return found
