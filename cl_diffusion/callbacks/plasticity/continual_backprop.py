@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 from typing_extensions import override
 
-from cl_diffusion.callbacks.plasticity.unit_resets import FindsUnits, UnitResets, all_processes, summed
+from cl_diffusion.callbacks.plasticity.unit_resets import UnitResets, all_processes, summed
 from cl_diffusion.plasticity.observation import Observer
-from cl_diffusion.plasticity.reset import Moments
-from cl_diffusion.plasticity.units import Units
 from cl_diffusion.plasticity.utility import LeastUseful, Utility, hand_over
 
 
@@ -28,7 +25,8 @@ class ContinualBackprop(UnitResets):
         maturity: steps for which a new unit is left alone.
         decay: of the running averages, in [0, 1).
         utility: ``"contribution"`` or ``"adaptable"``.
-        layers, units, moments, anchors, initializer, seed, epochs_per_task, name: see ``UnitResets``.
+        options: ``layers``, ``units``, ``moments``, ``anchors``, ``initializer``, ``seed``, ``epochs_per_task`` and
+            ``name`` of ``UnitResets``.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -40,16 +38,9 @@ class ContinualBackprop(UnitResets):
         maturity: int = 100,
         decay: float = 0.99,
         utility: Utility = "contribution",
-        layers: Sequence[str] | None = None,
-        units: FindsUnits | Sequence[Units] | None = None,
-        moments: Moments = "layer_mean",
-        anchors: Literal["kept", "released"] = "kept",
-        initializer: Any = None,
-        seed: int = 0,
-        epochs_per_task: int | None = None,
-        name: str | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(layers, units, moments, anchors, initializer, seed, epochs_per_task, name)
+        super().__init__(**options)
         if not 0 <= rate <= 1 or maturity < 0 or not 0 <= decay < 1:
             raise ValueError(
                 f"rate={rate!r}, maturity={maturity!r}, decay={decay!r}; expected a share in [0, 1], steps >= 0, and a "

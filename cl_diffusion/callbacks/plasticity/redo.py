@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -10,10 +9,8 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
 
-from cl_diffusion.callbacks.plasticity.unit_resets import FindsUnits, UnitResets, all_processes, summed
+from cl_diffusion.callbacks.plasticity.unit_resets import UnitResets, all_processes, summed
 from cl_diffusion.plasticity.observation import Observer, magnitudes
-from cl_diffusion.plasticity.reset import Moments
-from cl_diffusion.plasticity.units import Units
 from cl_diffusion.plasticity.utility import dormancy
 
 Score = Literal["magnitude", "gradient"]
@@ -30,7 +27,8 @@ class ReDo(UnitResets):
         threshold: ``tau``, >= 0.
         every_n_steps: between two looks; only those steps cost anything.
         score: ``"magnitude"`` or ``"gradient"``.
-        layers, units, moments, anchors, initializer, seed, epochs_per_task, name: see ``UnitResets``.
+        options: ``layers``, ``units``, ``moments``, ``anchors``, ``initializer``, ``seed``, ``epochs_per_task`` and
+            ``name`` of ``UnitResets``.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -41,16 +39,9 @@ class ReDo(UnitResets):
         threshold: float = 0.0,
         every_n_steps: int = 1000,
         score: Score = "magnitude",
-        layers: Sequence[str] | None = None,
-        units: FindsUnits | Sequence[Units] | None = None,
-        moments: Moments = "layer_mean",
-        anchors: Literal["kept", "released"] = "kept",
-        initializer: Any = None,
-        seed: int = 0,
-        epochs_per_task: int | None = None,
-        name: str | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(layers, units, moments, anchors, initializer, seed, epochs_per_task, name)
+        super().__init__(**options)
         if not threshold >= 0:
             raise ValueError(f"threshold={threshold!r}; expected a share of the layer's mean, >= 0")
         if every_n_steps < 1:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -10,13 +9,11 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
 
-from cl_diffusion.callbacks.plasticity.unit_resets import FindsUnits, UnitResets, all_processes, summed
+from cl_diffusion.callbacks.plasticity.unit_resets import UnitResets, all_processes, summed
 from cl_diffusion.fisher.population import world_size
 from cl_diffusion.plasticity.chains import FIRING
 from cl_diffusion.plasticity.firing import FiringRates, InterFiringTimes
 from cl_diffusion.plasticity.observation import Looked, Observer, fired, firings, magnitudes
-from cl_diffusion.plasticity.reset import Moments
-from cl_diffusion.plasticity.units import Units
 from cl_diffusion.plasticity.utility import dormancy
 
 Variant = Literal["released", "counting"]
@@ -40,7 +37,8 @@ class SelfNormalizedResets(UnitResets):
         firing: what it is to fire: ``"sign"``, to be positive; ``"magnitude"``, ``E|h|`` above ``floor`` times the
             layer's mean; ``"gradient"``, likewise ``E|dL/dh|``.
         floor: for those two.
-        layers, units, moments, anchors, initializer, seed, epochs_per_task, name: see ``UnitResets``.
+        options: ``layers``, ``units``, ``moments``, ``anchors``, ``initializer``, ``seed``, ``epochs_per_task`` and
+            ``name`` of ``UnitResets``.
 
     Raises:
         ValueError: an argument is out of its range, or two of them do not go together; as training starts: a layer's
@@ -56,16 +54,9 @@ class SelfNormalizedResets(UnitResets):
         max_age: int = 10**7,
         firing: Firing = "sign",
         floor: float = 0.0,
-        layers: Sequence[str] | None = None,
-        units: FindsUnits | Sequence[Units] | None = None,
-        moments: Moments = "layer_mean",
-        anchors: Literal["kept", "released"] = "kept",
-        initializer: Any = None,
-        seed: int = 0,
-        epochs_per_task: int | None = None,
-        name: str | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(layers, units, moments, anchors, initializer, seed, epochs_per_task, name)
+        super().__init__(**options)
         if not 0 < threshold < 1:
             raise ValueError(f"threshold={threshold!r}; expected a share of inter-firing times, in (0, 1)")
         if not 0 < initial_age <= max_age:
