@@ -14,7 +14,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from typing_extensions import override
 
-from cl_diffusion.callbacks.plasticity.unit_resets import FindsUnits, all_processes, watched_units
+from cl_diffusion.callbacks.plasticity.processes import all_processes
+from cl_diffusion.callbacks.plasticity.watched_units import FindsUnits, watched_units
 from cl_diffusion.callbacks.task import TaskCallback
 from cl_diffusion.metrics.plasticity import effective_rank, stable_rank
 from cl_diffusion.plasticity.chains import FIRING

@@ -9,7 +9,8 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
 
-from cl_diffusion.callbacks.plasticity.unit_resets import UnitResets, all_processes, summed
+from cl_diffusion.callbacks.plasticity.processes import all_processes, summed
+from cl_diffusion.callbacks.plasticity.unit_resets import UnitResets
 from cl_diffusion.fisher.population import world_size
 from cl_diffusion.plasticity.chains import FIRING
 from cl_diffusion.plasticity.firing import FiringRates, InterFiringTimes

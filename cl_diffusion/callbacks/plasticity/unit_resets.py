@@ -3,31 +3,29 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
+from cl_diffusion.callbacks.plasticity.processes import of_the_first
+from cl_diffusion.callbacks.plasticity.watched_units import FindsUnits, watched_units
 from cl_diffusion.callbacks.regularization.preconditions import refuse_sharded
 from cl_diffusion.callbacks.regularization.regularizer import Regularizer
 from cl_diffusion.callbacks.task import TaskCallback
-from cl_diffusion.fisher.population import world_size
 from cl_diffusion.keys import derive_keys
-from cl_diffusion.plasticity.find import find_units
 from cl_diffusion.plasticity.observation import Observer
 from cl_diffusion.plasticity.reset import Initializer, Moments, kept, reset_units
 from cl_diffusion.plasticity.units import Units
 
 Anchors = Literal["kept", "released"]
-FindsUnits = Callable[[LightningModule], Sequence[Units]]
 
 
 class UnitResets(TaskCallback):
@@ -208,7 +206,7 @@ class UnitResets(TaskCallback):
             moments=self.moments,
             shadows=[average.module for average in averages if average is not None],
             initializer=self.initializer,
-            agree=_of_the_first,
+            agree=of_the_first,
         )
         self.resets[units.name] += len(chosen)
         if self.anchors == "released":
@@ -248,61 +246,3 @@ def has_stepped(optimizer: Optimizer) -> bool:
     found = getattr(optimizer, "found_inf", None)
     moved = any(p.grad is not None for group in optimizer.param_groups for p in group["params"])
     return moved and (found is None or not bool(found))
-
-
-def watched_units(
-    module: LightningModule, layers: Sequence[str] | None, given: FindsUnits | Sequence[Units] | None
-) -> list[Units]:
-    """The units of a module by patterns of their layers' names, found or given.
-
-    Raises:
-        ValueError: there are none, with the reason for each layer, or a pattern fits none.
-    """
-    refused: dict[str, str] = {}
-    if given is None:
-        units, refused = find_units(module)
-    else:
-        units = list(given(module) if callable(given) else given)
-    for of in units:
-        of.check(module)
-    for pattern in layers or ():
-        if not any(fnmatchcase(of.name, pattern) for of in units):
-            fitting = [f"{name}: {reason}" for name, reason in refused.items() if fnmatchcase(name, pattern)]
-            there = ", ".join(of.name for of in units) or "none"
-            raise ValueError(
-                f"layers has {pattern!r}: {'; '.join(fitting) or f'no such layer; units are found of {there}'}"
-            )
-    chosen = [of for of in units if layers is None or any(fnmatchcase(of.name, pattern) for pattern in layers)]
-    if not chosen:
-        why = "; ".join(f"{name}: {reason}" for name, reason in refused.items()) or "it has no layers"
-        raise ValueError(
-            f"no units are found in {type(module).__name__} ({why}); give units=..., slices of its parameters"
-        )
-    if given is None and refused:
-        rank_zero_info(f"units of {', '.join(of.name for of in chosen)}; none of {', '.join(refused)}")
-    return chosen
-
-
-def _of_the_first(fresh: Tensor) -> Tensor:
-    """The first process's, on all of them."""
-    if world_size() > 1:
-        fresh = fresh.contiguous()
-        torch.distributed.broadcast(fresh, 0)
-    return fresh
-
-
-def all_processes(tensor: Tensor, largest: bool = False) -> Tensor:
-    """Its sum over processes, or the largest entries."""
-    if world_size() > 1:
-        operation = torch.distributed.ReduceOp.MAX if largest else torch.distributed.ReduceOp.SUM
-        tensor = tensor.contiguous()
-        torch.distributed.all_reduce(tensor, operation)
-    return tensor
-
-
-def summed(numbers: Sequence[int], device: torch.device) -> list[int]:
-    """Each number's sum over processes."""
-    if world_size() == 1:
-        return list(numbers)
-    found: list[int] = all_processes(torch.tensor(numbers, device=device)).tolist()
-    return found

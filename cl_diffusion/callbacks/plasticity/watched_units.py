@@ -1,0 +1,47 @@
+"""Which units of a module a callback watches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
+
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_info
+
+from cl_diffusion.plasticity.find import find_units
+from cl_diffusion.plasticity.units import Units
+
+FindsUnits = Callable[[LightningModule], Sequence[Units]]
+
+
+def watched_units(
+    module: LightningModule, layers: Sequence[str] | None, given: FindsUnits | Sequence[Units] | None
+) -> list[Units]:
+    """The units of a module by patterns of their layers' names, found or given.
+
+    Raises:
+        ValueError: there are none, with the reason for each layer, or a pattern fits none.
+    """
+    refused: dict[str, str] = {}
+    if given is None:
+        units, refused = find_units(module)
+    else:
+        units = list(given(module) if callable(given) else given)
+    for of in units:
+        of.check(module)
+    for pattern in layers or ():
+        if not any(fnmatchcase(of.name, pattern) for of in units):
+            fitting = [f"{name}: {reason}" for name, reason in refused.items() if fnmatchcase(name, pattern)]
+            there = ", ".join(of.name for of in units) or "none"
+            raise ValueError(
+                f"layers has {pattern!r}: {'; '.join(fitting) or f'no such layer; units are found of {there}'}"
+            )
+    chosen = [of for of in units if layers is None or any(fnmatchcase(of.name, pattern) for pattern in layers)]
+    if not chosen:
+        why = "; ".join(f"{name}: {reason}" for name, reason in refused.items()) or "it has no layers"
+        raise ValueError(
+            f"no units are found in {type(module).__name__} ({why}); give units=..., slices of its parameters"
+        )
+    if given is None and refused:
+        rank_zero_info(f"units of {', '.join(of.name for of in chosen)}; none of {', '.join(refused)}")
+    return chosen
