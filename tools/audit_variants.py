@@ -173,7 +173,14 @@ def main() -> None:
     """Fit, audit, tell."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/variants"))
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=BY_DEFAULT, metavar="VARIANT")
+    parser.add_argument(
+        "--variants",
+        nargs="+",
+        choices=VARIANTS,
+        default=BY_DEFAULT,
+        metavar="VARIANT",
+        help=f"of {', '.join(VARIANTS)}",
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="at a time; by default one a core")
     given, extra = parser.parse_known_args()

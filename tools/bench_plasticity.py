@@ -328,7 +328,14 @@ def main() -> None:
     """One of the commands."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("table", "sweep", "relu", "detection", "overhead"):
+    named = {
+        "table": table_command,
+        "sweep": sweep_command,
+        "relu": relu_command,
+        "detection": detection_command,
+        "overhead": overhead_command,
+    }
+    for name in named:
         command = commands.add_parser(name)
         command.add_argument("--out", type=Path, default=Path("runs/plasticity"))
         if name in ("table", "sweep"):
@@ -340,7 +347,7 @@ def main() -> None:
     given, extra = parser.parse_known_args()
     if extra and given.command not in ("table", "sweep"):
         sys.exit(f"bench_plasticity.py: error: {given.command} takes no {extra[0]}")
-    globals()[f"{given.command}_command"](given, extra)
+    named[given.command](given, extra)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any, Literal, get_args
 
 import torch
@@ -16,7 +15,6 @@ from cl_diffusion.data.images import Shape
 from cl_diffusion.data.labelled import LabelledImages
 from cl_diffusion.data.permutation import Purpose, keyed_generator, keyed_permutation
 from cl_diffusion.data.sampler import KeyedSampler, ResumableLoader
-from cl_diffusion.data.schedule import TaskSchedule
 from cl_diffusion.data.selection import Samples, Selection
 from cl_diffusion.data.sources import SourceName
 
@@ -78,11 +76,6 @@ class ChangingDataModule(TaskDataModule):
             download=download,
         )
         self.save_hyperparameters(logger=False)
-
-    @cached_property
-    @override
-    def schedule(self) -> TaskSchedule:
-        return TaskSchedule.of(self.num_tasks, self.epochs_per_task)
 
     @property
     @override

@@ -17,8 +17,8 @@ from cl_diffusion.plain_hyperparameters import PlainHyperparameters
 class OnlineClassifier(PlainHyperparameters, LightningModule):
     """Cross-entropy of a network on ``(images, labels)``, images in [-1, 1]; the network gets them in [0, 1].
 
-    ``figures`` of ``PlasticityMetrics`` has ``online_accuracy``: the share of training samples that the network told
-    right as they came, before the step that learns from them.
+    ``task_figures``, for ``PlasticityMetrics``, has ``online_accuracy``: the share of training samples that the network
+    told right as they came, before the step that learns from them.
 
     Args:
         network: from images to logits.

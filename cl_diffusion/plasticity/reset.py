@@ -75,9 +75,9 @@ def reset_units(
 def kept(module: nn.Module, units: Units, chosen: Tensor) -> dict[str, Tensor]:
     """By parameter, on the CPU: False in the entries of the chosen units, True in all others."""
     found: dict[str, Tensor] = {}
+    tensors = _tensors(module)
     for part in units.slices:
-        tensor = _tensors(module)[part.tensor]
-        mask = found.setdefault(part.tensor, torch.ones(tensor.shape, dtype=torch.bool))
+        mask = found.setdefault(part.tensor, torch.ones(tensors[part.tensor].shape, dtype=torch.bool))
         part.of(mask, units.count)[chosen.cpu()] = False
     return found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor, nn
@@ -132,21 +132,17 @@ def prefixed(prefix: str, found: Units) -> Units:
         return f"{prefix}.{name}"
 
     def moved(parts: Sequence[Slice]) -> tuple[Slice, ...]:
-        return tuple(Slice(named(part.tensor), part.axis, part.width, part.start) for part in parts)
+        return tuple(replace(part, tensor=named(part.tensor)) for part in parts)
 
-    def site(at: Site) -> Site:
-        return Site(named(at.module), at.side, at.axis, at.start, at.activation)
-
-    return Units(
-        named(found.name),
-        found.count,
-        moved(found.incoming),
-        moved(found.outgoing),
-        site(found.activations),
-        None if found.gates is None else site(found.gates),
-        moved(found.shifts),
-        moved(found.scales),
-        None if found.next_bias is None else named(found.next_bias),
-        found.activation,
-        named(found.mixes) if found.mixes else "",
+    return replace(
+        found,
+        name=named(found.name),
+        incoming=moved(found.incoming),
+        outgoing=moved(found.outgoing),
+        activations=replace(found.activations, module=named(found.activations.module)),
+        gates=None if found.gates is None else replace(found.gates, module=named(found.gates.module)),
+        shifts=moved(found.shifts),
+        scales=moved(found.scales),
+        next_bias=None if found.next_bias is None else named(found.next_bias),
+        mixes=named(found.mixes) if found.mixes else "",
     )

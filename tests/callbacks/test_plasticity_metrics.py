@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from cl_diffusion.callbacks import PlasticityMetrics, SelfNormalizedResets
 from cl_diffusion.data import ChangingDataModule
+from cl_diffusion.metrics.plasticity import effective_rank, stable_rank
 from cl_diffusion.modules import OnlineClassifier
 from cl_diffusion.modules.perceptron import Perceptron
 from tests.callbacks.stranger import loader, trainer
@@ -29,13 +30,13 @@ def test_dead_units_and_ranks_are_those_of_the_last_epoch(tmp_path: Path) -> Non
     model = Rectified(dead=(1, 4), optimizer=torch.optim.SGD)
     with torch.no_grad():
         model.net[0].bias[[0, 2, 3, 5, 6, 7]] = 50.0
-    before = model.net[0].weight.detach().clone()
+    before, bias = model.net[0].weight.detach().clone(), model.net[0].bias.detach().clone()
     trainer(PlasticityMetrics(), max_epochs=1, default_root_dir=tmp_path).fit(model, loader(0, samples=8))
     found = rows(tmp_path)
     assert found[1, "net.0", "dead"] == 0.25
-    features = before @ torch.cat([x for x, _ in loader(0, samples=8)]).T
-    assert 1 <= found[1, "net.0", "stable_rank"] <= found[1, "net.0", "effective_rank"] <= 6
-    assert features.shape == (8, 8)
+    features = (torch.cat([x for x, _ in loader(0, samples=8)]) @ before.T + bias).relu()
+    assert found[1, "net.0", "effective_rank"] == pytest.approx(effective_rank(features), rel=1e-4)
+    assert found[1, "net.0", "stable_rank"] == pytest.approx(stable_rank(features), rel=1e-4)
     change = (model.net[0].weight.detach() - before).double().square().mean().sqrt()
     assert found[1, "net.0", "update_norm"] == pytest.approx(float(change), rel=1e-5)
     size = model.net[0].weight.detach().double().square().mean().sqrt()
@@ -52,9 +53,17 @@ def test_training_is_bit_for_bit_what_it_is_without(tmp_path: Path) -> None:
     assert {task for task, _, _ in rows(tmp_path)} == {1, 2, 3}
 
 
-def classified(tmp_path: Path, *callbacks: Any, **options: Any) -> OnlineClassifier:
+def test_a_network_without_units_has_the_figures_of_its_module(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="no units are found in OnlineClassifier"):
+        classified(tmp_path, PlasticityMetrics(), activation="crelu")
+    assert {(layer, figure) for _, layer, figure in rows(tmp_path)} == {("", "online_accuracy")}
+    with pytest.raises(ValueError, match="layers has 'network.1'"):
+        classified(tmp_path, PlasticityMetrics(layers=["network.1"]), activation="crelu")
+
+
+def classified(tmp_path: Path, *callbacks: Any, activation: Any = "relu", **options: Any) -> OnlineClassifier:
     torch.manual_seed(0)
-    model = OnlineClassifier(Perceptron(64, 10, (12, 8)))
+    model = OnlineClassifier(Perceptron(64, 10, (12, 8), activation))
     data = ChangingDataModule("labels", num_tasks=3, epochs_per_task=2, batch_size=32, fraction=0.2)
     options = {"reload_dataloaders_every_n_epochs": 1, "limit_val_batches": 0, "default_root_dir": tmp_path, **options}
     ckpt = options.pop("ckpt_path", None)

@@ -72,7 +72,8 @@ def test_processes_agree(kind: str, tmp_path: Path) -> None:
     assert all(torch.equal(one["weights"][name], other["weights"][name]) for name in one["weights"])
     assert sum(one["resets"].values()) > 0
     if kind in ("released", "ReDo"):
-        assert one["resets"] == {"net.0": 1 if kind == "released" else one["resets"]["net.0"], "net.2": 0}
+        assert one["resets"]["net.0"] >= 1
+        assert one["resets"]["net.2"] == 0
         start = Split()
         assert not torch.equal(one["weights"]["net.0.weight"][1], start.net[0].weight[1])
         assert torch.equal(one["weights"]["net.0.weight"][2], start.net[0].weight[2])  # the other process saw it fire

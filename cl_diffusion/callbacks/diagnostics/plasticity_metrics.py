@@ -45,7 +45,8 @@ class PlasticityMetrics(TaskCallback):
         epochs_per_task: see ``TaskCallback``.
 
     Raises:
-        ValueError: as training starts: no unit is found, or a pattern fits none.
+        ValueError: as training starts: a pattern fits none. Where no unit is found there is a warning, and the module's
+            own figures alone.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class PlasticityMetrics(TaskCallback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.units = watched_units(pl_module, self.layers, self.given)
+        self.units = watched_units(pl_module, self.layers, self.given, or_none=True)
         self._firing = Observer(pl_module, self.units, fired, torch.logical_or)
         self._values = Observer(
             pl_module, self.units, _rows, lambda old, new: torch.cat([old, new])[-_FEATURES:], look="activations"

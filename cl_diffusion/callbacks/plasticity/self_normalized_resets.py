@@ -25,8 +25,8 @@ class SelfNormalizedResets(UnitResets):
     """Reset a unit once the time since it last fired is longer than all but ``eta`` of its own inter-firing times.
 
     Farias & Jozefiak 2024 (2410.20098), algorithm 1. The threshold is each unit's own, unlike that of ReDo or Continual
-    Backprop, which is the network's; see ``InterFiringTimes``. Nothing is reset before a unit has been silent for
-    ``initial_age`` examples.
+    Backprop, which is the network's; see ``InterFiringTimes``. Until thresholds are first taken from the histograms, a
+    unit is reset when it has been silent for ``initial_age`` examples.
 
     Args:
         threshold: ``eta``, the rejection percentile, in (0, 1).

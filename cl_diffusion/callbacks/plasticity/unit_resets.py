@@ -32,7 +32,8 @@ class UnitResets(TaskCallback):
     """Watches the units of a module while it is trained, and makes some of them new after an optimizer step.
 
     A leaf says what is looked at (``observer``) and which units are due (``due``). Only training passes are seen, by
-    hooks that are there for the length of a training step; a step that the gradient scaler skips counts for nothing.
+    hooks that are there for the length of a training step; what is seen in a step that the gradient scaler skips counts
+    with the next.
     Losses and gradients are those without the callback, until a unit is reset. Several processes see the units of all
     of them, and draw the same weights. What is watched is in the checkpoint, and a resumed fit resets what the
     uninterrupted one does.

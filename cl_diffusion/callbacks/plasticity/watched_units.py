@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 
 from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from cl_diffusion.plasticity.find import find_units
 from cl_diffusion.plasticity.units import Units
@@ -15,9 +15,18 @@ FindsUnits = Callable[[LightningModule], Sequence[Units]]
 
 
 def watched_units(
-    module: LightningModule, layers: Sequence[str] | None, given: FindsUnits | Sequence[Units] | None
+    module: LightningModule,
+    layers: Sequence[str] | None,
+    given: FindsUnits | Sequence[Units] | None,
+    or_none: bool = False,
 ) -> list[Units]:
     """The units of a module by patterns of their layers' names, found or given.
+
+    Args:
+        module: whose.
+        layers: patterns; None is all.
+        given: in place of what ``find_units`` can tell.
+        or_none: where nothing is asked for by name and none are found, a warning says why.
 
     Raises:
         ValueError: there are none, with the reason for each layer, or a pattern fits none.
@@ -39,9 +48,10 @@ def watched_units(
     chosen = [of for of in units if layers is None or any(fnmatchcase(of.name, pattern) for pattern in layers)]
     if not chosen:
         why = "; ".join(f"{name}: {reason}" for name, reason in refused.items()) or "it has no layers"
-        raise ValueError(
-            f"no units are found in {type(module).__name__} ({why}); give units=..., slices of its parameters"
-        )
-    if given is None and refused:
+        said = f"no units are found in {type(module).__name__} ({why}); give units=..., slices of its parameters"
+        if not or_none:
+            raise ValueError(said)
+        rank_zero_warn(said)
+    elif given is None and refused:
         rank_zero_info(f"units of {', '.join(of.name for of in chosen)}; none of {', '.join(refused)}")
     return chosen
