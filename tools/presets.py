@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 REPLAYS = {name: f"replay/{name}" for name in ("buffer", "generative_replay", "distillation")}
 PENALTIES = {
@@ -162,22 +162,29 @@ def _rank1(dataset: str, version: str) -> Preset:
     )
 
 
+_DIRECTIONS_PRESET = Preset(
+    ("base", "data/digits", "model/unet_8x8", "hardware/cpu"),
+    (
+        "--data.classes=[0,1,2,3]",
+        "--data.epochs_per_task=60",
+        "--trainer.check_val_every_n_epoch=60",
+    ),
+    methods=("finetune", *_DIRECTIONS),
+    strengths=dict.fromkeys(_DIRECTIONS, 15000.0),
+    matched=True,
+    bands=("low", "mid", "high"),
+)
+
 PRESETS = {
     "digits": Preset(
         ("base", "data/digits", "model/unet_8x8", "hardware/cpu"),
         ("--data.epochs_per_task=60", "--trainer.check_val_every_n_epoch=60"),
     ),
-    "directions": Preset(
-        ("base", "data/digits", "model/unet_8x8", "hardware/cpu"),
-        (
-            "--data.classes=[0,1,2,3]",
-            "--data.epochs_per_task=60",
-            "--trainer.check_val_every_n_epoch=60",
-        ),
-        methods=("finetune", *_DIRECTIONS),
-        strengths=dict.fromkeys(_DIRECTIONS, 15000.0),
-        matched=True,
-        bands=("low", "mid", "high"),
+    "directions": _DIRECTIONS_PRESET,
+    "directions_proximal": replace(
+        _DIRECTIONS_PRESET,
+        words_of=dict.fromkeys(_DIRECTIONS, ("--trainer.callbacks.mode=proximal",)),
+        strengths=dict.fromkeys(_DIRECTIONS, 1500.0),
     ),
     "mnist16": Preset(("base", "data/mnist16", "model/unet_16x16", "hardware/cpu")),
     **{dataset: _rank1(dataset, "paper") for dataset in _RANK1_ROWS},
