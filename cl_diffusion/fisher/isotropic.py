@@ -52,7 +52,8 @@ class IsotropicFisher(TraceFisher):
 class RandomDirectionFisher(TraceFisher):
     """``tr F u u^T`` with ``u`` uniform on the sphere, a function of the seed and of which samples there are.
 
-    So each task has another.
+    So each task of a stream has another; batches that do not say their samples' indices are numbered from 0 in every
+    task, and tasks of one size then share one.
 
     Takes the arguments of ``FisherEstimator``.
     """

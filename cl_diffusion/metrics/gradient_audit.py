@@ -25,6 +25,8 @@ KINDS = {
     TRUE: "the task's own, with targets drawn from the model",
 }
 COMPARED = (OTHER, RELABELLED, NOISE)
+PAIRED = (NOISE, SURROGATE, TRUE)
+"""Kinds that are made of the task's own samples."""
 NAMES: dict[Direction, str] = {"leading": "v", "mean": "mu"}
 
 
@@ -34,7 +36,8 @@ class GradientAudit:
 
     Args:
         grams: by band, of its samples of all kinds.
-        members: by band and kind, positions in the band's Gram matrix; kinds as in ``KINDS``, ``own`` in every band.
+        members: by band and kind, positions in the band's Gram matrix; kinds as in ``KINDS``, ``own`` in every band,
+            and those of ``PAIRED`` in its order. The ``own`` of all bands are the same samples in the same order.
         across: of the ``own`` samples of all bands, one band after the other; None where there is one.
         squares: by band, inner products of the squared entries of ``own``, in its order; may be empty.
         weights: by band, output-normalised weights ``a_i`` of its samples (1 where there is none); may be empty.
@@ -59,7 +62,8 @@ class GradientAudit:
         - of ``Spectrum`` (own samples): ``leading_share``, ``second_to_first``, effective ranks and the like;
           ``leading_share_corrected``: on samples that the direction was not found on;
         - ``leading_error``, ``mean_error``, ``diagonal_error``: relative Frobenius errors of rank one along the leading
-          direction and along the mean gradient, and of the diagonal, without the bias of few samples;
+          direction and along the mean gradient, and of the diagonal, without the bias of few samples; below 0 where
+          sampling noise takes them there (``relative_error``);
         - ``v_itself``, ``mu_itself``: the split-half cosine of the leading direction and of the mean gradient;
           ``v_other``, ``v_relabelled``, ``v_noise``: with the other samples' (``alignment``), and ``.._corrected`` for
           sampling noise; likewise ``mu_..``; ``mu_to_v``: of the mean with the leading direction, corrected;
@@ -121,7 +125,7 @@ class GradientAudit:
             found["diagonal_error"] = gram.diagonal_error(self.squares[band][within][:, within], own)
         if TRUE in of:
             found |= {f"true_{name}": value for name, value in _shape(gram, of[TRUE]).items()}
-            compared = alignment(gram, own, of[TRUE], "leading")
+            compared = alignment(gram, own, of[TRUE], "leading", paired=True)
             found |= {"true_itself": compared.other_itself, "true_to_empirical": compared.corrected}
         if SURROGATE in of:
             both = torch.cat([own, of[SURROGATE]])
@@ -143,10 +147,11 @@ class GradientAudit:
                 continue
             for other, others in own.items():
                 if other not in (band, ALL):
-                    found[f"{band}/mu_with {other}"] = alignment(gram, positions, others, "mean").corrected
+                    found[f"{band}/mu_with {other}"] = alignment(gram, positions, others, "mean", paired=True).corrected
             if ALL in own:
-                found[f"{band}/v_to_all"] = alignment(gram, positions, own[ALL], "leading").corrected
-                found[f"{band}/mu_to_all"] = alignment(gram, positions, own[ALL], "mean").corrected
+                for direction, name in NAMES.items():
+                    compared = alignment(gram, positions, own[ALL], direction, paired=True)
+                    found[f"{band}/{name}_to_all"] = compared.corrected
                 found[f"{band}/held_of_all"] = _held_of(gram, positions, own[ALL])
         return found
 
@@ -179,12 +184,12 @@ def _of_samples(gram: Gram, of: Mapping[str, Tensor]) -> dict[str, float]:
     """Spectrum and alignments."""
     own = of[OWN]
     found = _shape(gram, own)
-    found["mu_to_v"] = alignment(gram, own, own, "mean", "leading").corrected
+    found["mu_to_v"] = alignment(gram, own, own, "mean", "leading", paired=True).corrected
     for direction, name in NAMES.items():
-        found[f"{name}_itself"] = alignment(gram, own, own, direction).itself
+        found[f"{name}_itself"] = alignment(gram, own, own, direction, paired=True).itself
         for kind in COMPARED:
             if kind in of:
-                compared = alignment(gram, own, of[kind], direction)
+                compared = alignment(gram, own, of[kind], direction, paired=kind in PAIRED)
                 found |= {f"{name}_{kind}_itself": compared.other_itself, f"{name}_{kind}": compared.across}
                 found[f"{name}_{kind}_corrected"] = compared.corrected
     return found
@@ -195,11 +200,10 @@ def _shape(gram: Gram, members: Tensor) -> dict[str, float]:
     spectrum = gram.spectrum(members)._asdict()
     for name in ("eigenvalues", "leading_error", "mean_error", "mean_to_leading"):
         del spectrum[name]
-    along, trace = held_out(gram, members, "leading")
-    along_mean, _ = held_out(gram, members, "mean")
+    leading, mean = held_out(gram, members, "leading"), held_out(gram, members, "mean")
     return {
         **spectrum,
-        "leading_share_corrected": along / trace if trace > 0 else math.nan,
-        "leading_error": gram.rank_one_error(along, members),
-        "mean_error": gram.rank_one_error(along_mean, members),
+        "leading_share_corrected": leading.share,
+        "leading_error": leading.error,
+        "mean_error": mean.error,
     }

@@ -24,7 +24,8 @@ class Spectrum(NamedTuple):
         leading_error: ``|F - lambda_1 v v^T|_F / |F|_F``, the least of any rank one.
         mean_error: ``|F - c mu mu^T|_F / |F|_F`` with the best ``c``.
         mean_share: ``|mu|^2 / trace``, about ``1 / n`` of gradients without a mean.
-        cosine_to_mean: ``cos(g_i, mu)``, averaged over samples.
+        cosine_to_mean: of ``g_i`` with the mean of all others, averaged over samples: about 0 of gradients without a
+            mean, where ``cos(g_i, mu)`` is about ``1 / sqrt(n)``, for ``mu`` has its part of ``g_i``.
         mean_to_leading: ``|cos(mu, v)|``.
     """
 
@@ -111,7 +112,9 @@ class Gram:
         along_mean = products.mean(1)  # g_i^T mu
         pairs = _of_pairs(products.square())
         mean_squared = self.inner(mu, mu)
-        lengths = (products.diagonal() * mean_squared).clamp(min=0.0).sqrt()
+        own = products.diagonal()
+        of_others = n * along_mean - own
+        lengths = (own * (n**2 * mean_squared - 2 * n * along_mean + own)).clamp(min=0.0).sqrt()
         captured = float(along_mean.square().mean()) / mean_squared if mean_squared > 0 else 0.0
         return Spectrum(
             eigenvalues=values,
@@ -123,7 +126,7 @@ class Gram:
             leading_error=float(torch.linalg.vector_norm(values[1:])) / norm,
             mean_error=max(0.0, 1 - (captured / norm) ** 2) ** 0.5,
             mean_share=mean_squared / trace,
-            cosine_to_mean=float((along_mean / lengths).nan_to_num(0.0, 0.0, 0.0).mean()),
+            cosine_to_mean=float((of_others / lengths).nan_to_num(0.0, 0.0, 0.0).mean()),
             mean_to_leading=abs(self.cosine(mu, v)),
         )
 
@@ -138,23 +141,21 @@ class Gram:
         return _of_pairs(self.products[chosen][:, chosen].square())
 
     def diagonal_error(self, squares: Tensor, members: Sequence[int] | Tensor) -> float:
-        """``|F - diag F|_F / |F|_F`` of the matrix that some samples are drawn from, in [0, 1].
+        """``|F - diag F|_F / |F|_F`` of the matrix that some samples are drawn from.
 
         Both norms from pairs of different samples: those of the samples' own matrix would be far from diagonal even
-        where ``F`` is the identity. NaN where there are too few to tell ``|F|``.
+        where ``F`` is the identity. See ``relative_error`` for what is below 0 or NaN.
 
         Args:
             squares: inner products of their squared entries, ``(g_i * g_i)^T (g_j * g_j)``, in the members' order.
             members: which samples.
         """
-        return _rest(_of_pairs(squares), self.norm_squared(members))
+        return relative_error(_of_pairs(squares), self.norm_squared(members))
 
-    def rank_one_error(self, along: float, members: Sequence[int] | Tensor) -> float:
-        """``|F - c u u^T|_F / |F|_F`` with the best ``c``, for a unit ``u`` with ``u^T F u = along``, in [0, 1].
-
-        ``along`` is to come from samples that ``u`` was not found on, else it is too small.
-        """
-        return _rest(along**2, self.norm_squared(members))
+    def along_squared(self, direction: Tensor, members: Sequence[int] | Tensor | None = None) -> float:
+        """``(u^T F u)^2`` without bias, from pairs of different samples; of those that ``u`` was not found on."""
+        along = (self.products[self._members(members)] @ direction).square()
+        return _of_pairs(torch.outer(along, along))
 
     def along(self, direction: Tensor, members: Sequence[int] | Tensor | None = None) -> float:
         """``u^T F u`` of a direction, over some samples or all."""
@@ -170,6 +171,13 @@ def _of_pairs(matrix: Tensor) -> float:
     return float(matrix.sum() - matrix.diagonal().sum()) / (n * (n - 1))
 
 
-def _rest(part: float, whole: float) -> float:
-    """``sqrt(1 - part / whole)``, in [0, 1]."""
-    return min(1.0, max(0.0, 1 - part / whole)) ** 0.5 if whole > 0 else math.nan
+def relative_error(kept: float, whole: float) -> float:
+    """``sqrt(1 - kept / whole)``, from the squared norms of a part of a matrix and of all of it.
+
+    Where both are estimates the difference may be below 0, and the root is then that of its size with its sign: cut
+    off, it would be an error of exactly 0 that every half of the samples confirms. NaN where ``whole`` is not told.
+    """
+    if not whole > 0:
+        return math.nan
+    rest = 1 - kept / whole
+    return math.copysign(math.sqrt(abs(rest)), rest)

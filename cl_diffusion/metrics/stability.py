@@ -38,10 +38,11 @@ def stability(products: torch.Tensor) -> Stability:
     """From inner products of ``n`` gradients, followed by the ``n`` of the surrogate at the same draws: ``(2n, 2n)``.
 
     With the vectors as columns of ``B`` and ``D = diag(1, .., -1, ..)``, ``R = B D B^T / n``, whose eigenvalues other
-    than 0 are those of ``K^(1/2) D K^(1/2) / n``. Nothing as long as a gradient is needed.
+    than 0 are those of ``K^(1/2) D K^(1/2) / n``. Nothing as long as a gradient is needed. All is NaN where
+    all gradients of the one or the other are zero: there is no direction then.
 
     Raises:
-        ValueError: an odd number of gradients, or those of the surrogate are zero.
+        ValueError: an odd number of gradients.
     """
     gram = Gram(products)
     if len(gram) % 2:
@@ -49,6 +50,8 @@ def stability(products: torch.Tensor) -> Stability:
     n = len(gram) // 2
     whole, linear = torch.arange(n), torch.arange(n, 2 * n)
     v, v_linear = gram.leading(whole), gram.leading(linear)
+    if not (v.any() and v_linear.any()):
+        return Stability(*[math.nan] * len(Stability._fields))
     values, vectors = torch.linalg.eigh(gram.products)
     root = (vectors * values.clamp(min=0.0).sqrt()) @ vectors.T
     signs = torch.ones(2 * n, dtype=torch.float64)

@@ -171,7 +171,38 @@ def test_errors_are_those_of_the_matrix_that_the_samples_are_drawn_from(samples:
     diagonal = torch.linalg.matrix_norm(fisher - fisher.diag().diag()) / norm
     assert means["diagonal_error"] == pytest.approx(float(diagonal), abs=0.03)
     assert means["leading_share_corrected"] == pytest.approx(1 / scales.square().sum().item(), abs=0.06)
-    assert means["leading_error"] < 0.5
+    assert means["leading_error"] < 0.5  # .1 of the best direction, and so few samples do not tell it
+
+
+def test_the_error_of_a_rank_one_is_not_certain_to_be_none_where_a_second_direction_is_small() -> None:
+    """``lambda_2 / lambda_1 = .04``, so that the best rank one leaves .04 of the norm."""
+    errors = []
+    for seed in range(30):
+        g = normal(128, 2, seed=seed) * torch.tensor([1.0, 0.2], dtype=torch.float64)
+        of = audit({(ALL, OWN): torch.nn.functional.pad(g, (0, SIZE - 2))}).estimates(repeats=20)[ALL]
+        low, high = of["leading_error"].interval
+        assert low <= 0.04 <= high
+        errors.append(math.copysign(of["leading_error"].value ** 2, of["leading_error"].value))
+    assert sum(errors) / 30 == pytest.approx(0.04**2, abs=0.002)
+
+
+@pytest.mark.parametrize("kind", [TRUE, NOISE, "band"])
+def test_what_the_same_samples_share_is_not_taken_for_a_common_direction(kind: str) -> None:
+    """Gradients of own noise and of a noise that a sample has in both sets: no direction is common to the sets."""
+    shared = 2 * normal(128, SIZE)
+    own, other = (along(axis, 128, seed=seed, mean=2) + shared / SIZE**0.5 for axis, seed in ((3, 1), (7, 2)))
+    if kind == "band":
+        of = audit({("low", OWN): own, (ALL, OWN): other}).estimates(repeats=2)["low"]
+        cosines = [of["v_to_all"], of["mu_to_all"]]
+    else:
+        of = audit({(ALL, OWN): own, (ALL, kind): other}).estimates(repeats=2)[ALL]
+        cosines = [of["true_to_empirical"]] if kind == TRUE else [of["v_noise_corrected"], of["mu_noise_corrected"]]
+    assert [cosine.value for cosine in cosines] == pytest.approx([0.0] * len(cosines), abs=0.02)
+
+
+def test_sets_that_are_paired_are_of_one_size() -> None:
+    with pytest.raises(ValueError, match="sets of 8 and 6 samples"):
+        alignment(Gram(torch.eye(20)), torch.arange(8), torch.arange(8, 14), "mean", paired=True)
 
 
 def test_a_mean_that_is_noise_is_not_said_to_be_the_leading_direction() -> None:

@@ -38,7 +38,7 @@ def test_the_figures_are_those_of_the_dense_matrix() -> None:
     assert found.mean_error == pytest.approx(float(error))
     assert found.mean_share == pytest.approx(float(mu @ mu / fisher.trace()))
     assert found.mean_to_leading == pytest.approx(float((mu @ v).abs() / mu.norm()))
-    cosines = torch.nn.functional.cosine_similarity(g, mu[None])
+    cosines = torch.nn.functional.cosine_similarity(g, 30 * mu - g)  # with the mean of the others
     assert found.cosine_to_mean == pytest.approx(float(cosines.mean()))
 
 
@@ -74,6 +74,7 @@ def test_of_noise_alone_the_mean_is_one_part_in_n_and_halves_do_not_agree() -> N
     g = normal(400, 2000)
     gram = Gram(g @ g.T)
     assert gram.spectrum().mean_share == pytest.approx(1 / 400, rel=0.1)
+    assert gram.spectrum().cosine_to_mean == pytest.approx(0, abs=0.005)
     assert abs(gram.cosine(gram.mean(range(200)), gram.mean(range(200, 400)))) < 0.1
     planted = g + 0.3 * normal(1, 2000, seed=1)
     gram = Gram(planted @ planted.T)
@@ -136,6 +137,8 @@ def test_what_cannot_be_said_is_refused() -> None:
     with pytest.raises(ValueError, match="all finite"):
         Gram(torch.full((2, 2), math.nan))
     assert not Gram(torch.zeros(3, 3)).leading([0, 2]).any()  # no direction
+    nothing = torch.cat([normal(5, 4), torch.zeros(5, 4, dtype=torch.float64)])
+    assert all(math.isnan(figure) for figure in stability(nothing @ nothing.T))
     with pytest.raises(ValueError, match="expected at least 2 samples"):
         Gram(torch.eye(3)).spectrum([1])
     with pytest.raises(ValueError, match="products of 3 gradients; expected those of n samples, then n"):

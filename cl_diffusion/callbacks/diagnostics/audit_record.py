@@ -18,7 +18,7 @@ from cl_diffusion.linalg import parameters
 from cl_diffusion.metrics.half_samples import Estimate
 from cl_diffusion.version import __version__
 
-_MAGNITUDES = ("trace", "perturbation", "gap", "loss", "predicted", "rank", "empirical_to_true", "ratio")
+_MAGNITUDES = ("trace", "perturbation", "gap", "loss", "output", "predicted", "rank", "empirical_to_true", "ratio")
 """Figures that have no scale of their own: known when the interval is small beside them."""
 
 
