@@ -136,6 +136,7 @@ _DIRECTIONS = (
     "banded",
     "iewc_rank1",
     "iewc_banded",
+    "diagonal",
     "true_eigenpair",
     "isotropic",
     "random_direction",

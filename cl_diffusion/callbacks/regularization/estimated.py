@@ -12,7 +12,7 @@ from cl_diffusion.callbacks.regularization.sample_gradients import estimate_on_t
 from cl_diffusion.callbacks.regularization.task_samples import OwnSamples, TaskSamples
 from cl_diffusion.fisher import FisherEstimator
 from cl_diffusion.fisher.gradient import Loss
-from cl_diffusion.linalg import Diagonal, LowRank, Operator
+from cl_diffusion.linalg import Diagonal, Identity, LowRank, Operator
 
 
 class EstimatedImportance(Regularizer):
@@ -50,10 +50,10 @@ class EstimatedImportance(Regularizer):
         self.seed = seed
         self.samples = samples or OwnSamples()
         kind, called = estimator.kind, type(estimator).__name__
-        if self.mode == "proximal" and kind not in (None, Diagonal.kind, LowRank.kind):
+        if self.mode == "proximal" and kind not in (None, Diagonal.kind, Identity.kind, LowRank.kind):
             raise ValueError(
                 f"mode='proximal' with {called}: the importances of two tasks have no joint closed resolvent; use "
-                "mode='gradient', or an estimator whose sums are closed (diagonal, low rank)"
+                "mode='gradient', or an estimator whose sums are closed (diagonal, identity, low rank)"
             )
         if self.penalty.max_rank is not None and kind not in (None, LowRank.kind):
             raise ValueError(
