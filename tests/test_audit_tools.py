@@ -30,6 +30,7 @@ def test_audits_of_several_seeds_make_means_and_what_is_not_known_is_in_brackets
 ) -> None:
     for seed, share in enumerate((0.5, 0.7)):
         figures = {"leading_share": figure(share), "v_itself": figure(0.9, known=seed == 0)}
+        figures["remainder_bound_cosine"] = figure(0.05 + 0.9 * seed)
         audit = {
             "provenance": {"task": 1, "other": 2, "samples": 64, "radii": [0.01]},
             "figures": {"low": {**figures, "v_other_corrected": figure(None)}},
@@ -41,10 +42,16 @@ def test_audits_of_several_seeds_make_means_and_what_is_not_known_is_in_brackets
     told = capsys.readouterr().out
     assert "| low | 0.6 +- 0.1 |" in told
     assert "(0.9 +- 0)" in told
-    assert "| low, r = 0.01 |theta| | 1 +- 0 |" in told
+    assert r"| low, r = 0.01 \|theta\| | 1 +- 0 |" in told
     assert "| low | 0.3 +- 0.1 |" in told
-    run("audit_table", monkeypatch, "0.json")
-    assert "| low | 0.5 +- 0.1 |" in capsys.readouterr().out
+    assert "| low | none |" in told  # no bound holds in one of the two
+    run("audit_table", monkeypatch, "1.json")
+    told = capsys.readouterr().out
+    assert "| low | 0.7 +- 0.051 |" in told  # of one audit, over samples
+    assert "| low | 0.95 +- 0.051 |" in told
+    with pytest.raises(SystemExit):
+        run("audit_table", monkeypatch, "nowhere.json")
+    assert "nowhere.json is no file; expected audit.json" in capsys.readouterr().err
 
 
 def test_the_figures_at_single_timesteps_are_drawn_beside_the_published(

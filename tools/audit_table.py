@@ -2,20 +2,19 @@
 
     python tools/audit_table.py runs/seed_*/audit/after_task_1/audit.json
 
-One audit: its figures, plus or minus half of its 95 per cent interval over samples. A figure that its samples do not
-support (``known`` is false in any of the audits) is in brackets.
+Of one audit, its figures, plus or minus the standard error over samples. In brackets: what the samples of one of the
+audits do not support (``known`` in ``audit.json``). Sampling noise may take corrected cosines beyond 1.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tables import interval, table
+from tables import interval, table, told
 
 SHAPE = {
     "leading_share": "lambda_1/trace",
@@ -45,7 +44,7 @@ OTHERS = {
     "true_to_empirical": "cos(true v, v)",
     "remainder_sine": "sine to the linear model's v",
     "remainder_ratio": "|R|/gap",
-    "remainder_bound_cosine": "certain cosine",
+    "remainder_bound_cosine": "cosine to it that a bound makes certain",
     "iewc_leading_share_corrected": "IEWC lambda_1/trace, on other samples",
     "iewc_v_other_corrected": "IEWC v, other task",
     "held_of_all": "v^T F_all v / lambda_1",
@@ -68,12 +67,25 @@ def cell(figures: Sequence[dict[str, Any] | None]) -> str:
     if not there:
         return ""
     if len(there) == 1:
-        half = (there[0]["high"] - there[0]["low"]) / 2 if there[0]["high"] is not None else math.nan
-        said = f"{there[0]['value']:.3g}" + (f" +- {half:.1g}" if half > 1e-9 else "")
+        said = told(there[0]["value"], sampling_error(there[0]))
     else:
         said = interval([figure["value"] for figure in there])
     known = len(there) == len(figures) and all(figure["known"] for figure in there)
     return said if known else f"({said})"
+
+
+def sampling_error(figure: dict[str, Any]) -> float | None:
+    """The standard error over samples, of which an interval is 1.96 to either side."""
+    if figure["high"] is None:
+        return None
+    error = float(figure["high"] - figure["low"]) / 2 / 1.96
+    return error if error > 1e-9 else None
+
+
+def bound(figures: Sequence[dict[str, Any] | None]) -> str:
+    """A cosine that is certain; none where the interval of one of them reaches 0."""
+    lows = [figure["low"] for figure in figures if figure is not None]
+    return "none" if any(low is None or low <= 0 for low in lows) else cell(figures)
 
 
 def by_band(audits: Sequence[Audit], part: str, named: dict[str, str]) -> str:
@@ -82,7 +94,10 @@ def by_band(audits: Sequence[Audit], part: str, named: dict[str, str]) -> str:
     present = [name for name in named if any(name in audit[part][band] for audit in audits for band in bands)]
     if not present:
         return ""
-    lines = [[band, *(cell([audit[part][band].get(name) for audit in audits]) for name in present)] for band in bands]
+    says = {name: bound if name == "remainder_bound_cosine" else cell for name in present}
+    lines = [
+        [band, *(says[name]([audit[part][band].get(name) for audit in audits]) for name in present)] for band in bands
+    ]
     return table(["band", *(named[name] for name in present)], lines)
 
 
@@ -119,12 +134,18 @@ def main() -> None:
     """Print the tables of the given audits."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("audits", type=Path, nargs="+")
-    audits: list[Audit] = [json.loads(path.read_text()) for path in parser.parse_args().audits]
+    paths = parser.parse_args().audits
+    if missing := [path for path in paths if not path.is_file()]:
+        parser.error(f"{missing[0]} is no file; expected audit.json as FisherAudit writes it")
+    audits: list[Audit] = [json.loads(path.read_text()) for path in paths]
     of = audits[0]["provenance"]
     for name in ("bands", "radii", "task", "other"):
         if any(audit["provenance"].get(name) != of.get(name) for audit in audits):
             raise SystemExit(f"the audits differ in their {name}, so that they do not compare")
-    print(f"{len(audits)} audit(s) of task {of['task']} beside task {of['other']}, {of['samples']} samples a band\n")
+    beside = "" if of["other"] is None else f" beside task {of['other']}"
+    over = "over audits" if len(audits) > 1 else "over samples"
+    print(f"{len(audits)} audit(s) of task {of['task']}{beside}, {of['samples']} samples a band; plus or minus the")
+    print(f"standard error {over}; in brackets what the samples of one of them do not support\n")
     sections: list[Callable[[], str]] = [
         lambda: by_band(audits, "figures", SHAPE),
         lambda: by_band(audits, "figures", DIRECTION),

@@ -13,6 +13,17 @@ def standard_error(values: Sequence[float]) -> float | None:
     return float(np.std(values, ddof=1)) / len(values) ** 0.5 if len(values) > 1 else None
 
 
+def told(value: float, error: float | None) -> str:
+    """The value in three digits, plus or minus its standard error in two."""
+    return _plain(value, 3) + ("" if error is None else f" +- {_plain(error, 2)}")
+
+
+def _plain(value: float, digits: int) -> str:
+    """Without a power of ten where the number is large."""
+    said = f"{value:.{digits}g}"
+    return f"{value:.0f}" if "e+" in said and abs(value) < 1e7 else said
+
+
 def interval(values: Sequence[float]) -> str:
     """The mean, plus or minus the standard error."""
     if not values:
@@ -20,9 +31,10 @@ def interval(values: Sequence[float]) -> str:
     mean, error = statistics.mean(values), standard_error(values)
     tiny = 1e-12 * max(1.0, *map(abs, values))  # what rounding leaves of differences that are equal
     mean = 0.0 if abs(mean) < tiny else mean
-    return f"{mean:.3g}" + ("" if error is None else f" +- {0.0 if error < tiny else error:.2g}")
+    return told(mean, None if error is None else 0.0 if error < tiny else error)
 
 
 def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """Rows below their head."""
-    return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *lines])
+    rows = [head, ["---"] * len(head), *lines]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)

@@ -84,6 +84,12 @@ def test_a_checkpoint_alone_is_audited_and_what_came_later_is_laid_to_it(
     assert of["provenance"]["checkpoint"].endswith("after_task_1.ckpt")
     assert (of["provenance"]["epoch"], of["provenance"]["task"]) == (0, 1)
     assert of["damage"]["all"]["loss"]["samples"] == 16
+    with pytest.raises(ValueError, match=r"after_task_1.audit.json is there already; give the callback another `name`"):
+        main([*words, "--trainer.accelerator=cpu"])
+    same = ["--trainer.callbacks.name=same", f"--trainer.callbacks.later={checkpoints / 'after_task_1.ckpt'}"]
+    with pytest.raises(ValueError, match="has the very weights of the audited checkpoint"):
+        main([*words, *same, "--trainer.accelerator=cpu"])
+    assert not Path("run/same").exists()
     with pytest.raises(ValueError, match="inference mode"):
         main([*words, "--trainer.inference_mode=true", "--trainer.accelerator=cpu"])
     with pytest.raises(ValueError, match="task=3; expected one of the stream's, 1 to 2"):

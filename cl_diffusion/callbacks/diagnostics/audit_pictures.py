@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cl_diffusion.callbacks.diagnostics.audit_record import AuditRecord
+from cl_diffusion.callbacks.diagnostics.audit_record import AuditRecord, tolerance
 from cl_diffusion.metrics.gradient_audit import ALL
 from cl_diffusion.metrics.half_samples import Estimate
 
 Figures = Mapping[str, Mapping[str, Estimate]]
 
+_MARKERS = "os^vDP"
 _AGREEMENT = {
     "itself": "with itself",
     "other_corrected": "another task's",
@@ -30,7 +31,8 @@ _REMAINDER = {
 def draw_audit(record: AuditRecord, folder: Path) -> None:
     """Write ``directions.png``, ``spectra.png``, ``remainder.png``, ``preservation.png`` and ``damage.png``.
 
-    What there is nothing to draw of is left out. Bars are figures with their 95 per cent intervals.
+    What there is nothing to draw of is left out. Bars are figures with their 95 per cent intervals; pale ones are of
+    figures that their samples do not support (``Estimate.known``), or that have no interval.
     """
     import matplotlib
 
@@ -52,7 +54,7 @@ def _directions(figures: Figures, path: Path) -> None:
         ):
             named = {f"{letter}_{key}": label for key, label in _AGREEMENT.items()}
             _bars(axes, figures, named)
-            axes.set(title=title, ylabel="cosine", ylim=(0 if letter == "v" else -1.1, 1.1))
+            axes.set(title=title, ylabel="cosine", ylim=(0 if letter == "v" else -1.2, 1.2))
             axes.axhline(1, color="grey", linewidth=0.5)
 
 
@@ -60,6 +62,7 @@ def _remainder(figures: Figures, path: Path) -> None:
     with _Panels(path, 1, width=6.5) as (axes,):
         _bars(axes, figures, _REMAINDER, most=2.0)
         axes.set(title="the linear denoiser's direction, in the model", ylabel="sine of the angle", ylim=(0, 2))
+        axes.set_xlabel("bounds above 1 say nothing; those above 2 are left out")
         axes.axhline(1, color="grey", linewidth=0.5)
 
 
@@ -76,13 +79,16 @@ def _spectra(record: AuditRecord, path: Path) -> None:
 
 
 def _preservation(record: AuditRecord, path: Path) -> None:
-    titles = {"loss": "mean loss, by the true Fisher", "each_loss": "each sample's loss, by the empirical Fisher"}
+    titles = {
+        "loss": "mean loss, by the Gauss-Newton matrix (the true Fisher)",
+        "each_loss": "each sample's loss, by the empirical Fisher",
+    }
     some = next(iter(next(iter(record.predictions.values())).values()))
     claims = [claim for claim in titles if claim in some]
     with _Panels(path, len(claims), width=5.5) as panels:
         for axes, claim in zip(panels, claims, strict=True):
             for number, (band, by_radius) in enumerate(record.predictions.items()):
-                for marker, (_, by_claim) in zip("os^vDP", by_radius.items(), strict=False):
+                for marker, by_claim in zip(_MARKERS, by_radius.values(), strict=False):
                     pairs = [pair for pair in by_claim[claim].values() if min(pair) > 0]
                     if pairs:
                         axes.plot(*zip(*pairs, strict=True), marker, color=f"C{number}", markersize=4, alpha=0.7)
@@ -90,7 +96,9 @@ def _preservation(record: AuditRecord, path: Path) -> None:
             axes.set(xscale="log", yscale="log", xlabel="predicted", ylabel="measured", title=titles[claim])
             low, high = axes.get_xlim()
             axes.plot([low, high], [low, high], color="grey", linewidth=0.7)
-            axes.legend(fontsize=7, title="circle, square, triangle: growing steps", title_fontsize=6)
+            for marker, share in zip(_MARKERS, record.provenance.get("radii", ()), strict=False):
+                axes.plot([], [], marker, color="grey", label=f"step of {share:g} of the weights' length")
+            axes.legend(fontsize=7)
 
 
 def _damage(damage: Figures, path: Path) -> None:
@@ -106,24 +114,26 @@ def _damage(damage: Figures, path: Path) -> None:
 
 def _bars(axes: Any, figures: Figures, named: Mapping[str, str], most: float = float("inf")) -> None:
     """Groups of bars, one a band; a figure that is not finite, or above ``most``, is left out."""
+    from matplotlib.patches import Patch
+
     bands = list(figures)
     shown = {key: label for key, label in named.items() if any(key in of for of in figures.values())}
-    width = 0.8 / max(1, len(shown))
+    width, legend = 0.8 / max(1, len(shown)), []
     for number, (key, label) in enumerate(shown.items()):
-        places: list[float] = []
-        values: list[float] = []
-        errors: list[float] = []
+        drawn, color = 0, f"C{number}"
         for position, band in enumerate(bands):
             estimate = figures[band].get(key)
             if estimate is None or not abs(estimate.value) < most:
                 continue
-            places.append(position + (number - (len(shown) - 1) / 2) * width)
-            values.append(estimate.value)
-            errors.append(1.96 * estimate.error if math.isfinite(estimate.error) else 0.0)
-        style = {"color": f"C{number}", "label": label if places else f"{label} (none)"}
-        axes.bar(places, values, width, yerr=errors, capsize=2, error_kw={"linewidth": 0.8}, **style)
+            drawn += 1
+            place = position + (number - (len(shown) - 1) / 2) * width
+            pale = 1.0 if estimate.known(tolerance(key)) else 0.3
+            axes.bar(place, estimate.value, width, color=color, alpha=pale)
+            if math.isfinite(estimate.error):
+                axes.errorbar(place, estimate.value, 1.96 * estimate.error, color="black", capsize=2, linewidth=0.8)
+        legend.append(Patch(color=color, label=label if drawn else f"{label} (none)"))
     axes.set_xticks(range(len(bands)), bands)
-    axes.legend(fontsize=7)
+    axes.legend(handles=legend, fontsize=7)
 
 
 class _Panels:

@@ -91,14 +91,19 @@ def _entries(figures: Mapping[str, Mapping[str, Estimate]]) -> dict[str, dict[st
 def _entry(name: str, estimate: Estimate) -> dict[str, Any]:
     """The figure, its 95 per cent interval, and whether there are samples enough to claim it."""
     low, high = estimate.interval
-    magnitude = any(part in name for part in _MAGNITUDES) and "share" not in name and "correlation" not in name
     return {
         "value": estimate.value,
         "low": low,
         "high": high,
         "samples": estimate.samples,
-        "known": estimate.known(None if magnitude else 0.25),
+        "known": estimate.known(tolerance(name)),
     }
+
+
+def tolerance(name: str) -> float | None:
+    """How wide the interval of a figure may be to either side for it to be known; None: half of the figure itself."""
+    magnitude = any(part in name for part in _MAGNITUDES) and "share" not in name and "correlation" not in name
+    return None if magnitude else 0.25
 
 
 def _finite(content: Any) -> Any:

@@ -21,7 +21,7 @@ from cl_diffusion.callbacks.task import TaskCallback, task_stream
 from cl_diffusion.diffusion import SNRBands
 from cl_diffusion.fisher.population import world_size
 from cl_diffusion.fisher.probe import placed
-from cl_diffusion.linalg import parameters
+from cl_diffusion.linalg import Parameters, parameters
 from cl_diffusion.metrics.gradient_audit import KINDS
 from cl_diffusion.progress import track
 
@@ -65,8 +65,9 @@ class FisherAudit(TaskCallback):
 
     Raises:
         ValueError: an argument is out of range; in ``setup``: bands of a module whose ``draw`` takes none, or that hold
-            none of its timesteps; a checkpoint under ``inference_mode``, or no stream to take a task from. On the first
-            batch: what the audit would fail on at the boundary.
+            none of its timesteps; a checkpoint under ``inference_mode``, or no stream to take a task from. Of a
+            checkpoint: there is an audit of it by this name, or ``later`` has its very weights. On the first batch:
+            what the audit would fail on at the boundary.
     """
 
     def __init__(
@@ -206,13 +207,13 @@ class FisherAudit(TaskCallback):
         task = int(at)
         if not 0 <= task < stream.num_tasks:
             raise ValueError(f"task={task + 1}; expected one of the stream's, 1 to {stream.num_tasks}")
+        if (before := self._folder(trainer, task) / "audit.json").exists():
+            raise ValueError(f"{before} is there already; give the callback another `name`, or move that audit away")
         with unrecorded(trainer, pl_module, weights=True):
+            displacement = self._displacement(pl_module)
             measurements, subject = self._measurements(trainer), self._subject(trainer, pl_module, task)
             record, directions = measurements.audit(subject, self._provenance(pl_module, subject, progress))
-            if self.later is not None:
-                weights = parameters.trainable_parameters(pl_module)
-                later = parameters.select(_loaded(self.later)["state_dict"], weights)
-                displacement = {name: later[name].to(w) - w.detach() for name, w in weights.items()}
+            if displacement is not None:
                 record.damage = measurements.damage(subject, displacement, directions)
                 record.provenance["later"] = self.later
         self._publish(trainer, record, task)
@@ -226,11 +227,27 @@ class FisherAudit(TaskCallback):
         super().load_state_dict(state_dict)
         self._kept = state_dict["kept"]
 
+    def _displacement(self, module: LightningModule) -> Parameters | None:
+        """From the weights to those of ``later``."""
+        if self.later is None:
+            return None
+        weights = parameters.trainable_parameters(module)
+        later = parameters.select(_loaded(self.later)["state_dict"], weights)
+        displacement = {name: later[name].to(w) - w.detach() for name, w in weights.items()}
+        if not any(bool(moved.any()) for moved in displacement.values()):
+            raise ValueError(
+                f"later={self.later!r} has the very weights of the audited checkpoint; give that of a later task"
+            )
+        return displacement
+
+    def _folder(self, trainer: Trainer, task: int) -> Path:
+        """Of a task's audit; a broadcast, so that every process takes part."""
+        return Path(trainer.log_dir or trainer.default_root_dir) / self.name / f"after_task_{task + 1}"
+
     def _publish(self, trainer: Trainer, record: AuditRecord, task: int) -> None:
-        root = trainer.log_dir or trainer.default_root_dir  # a broadcast: every process takes part
+        folder = self._folder(trainer, task)
         if not trainer.is_global_zero:
             return
-        folder = Path(root) / self.name / f"after_task_{task + 1}"
         record.write(folder)
         draw_audit(record, folder)
         rank_zero_info("\n".join([f"audit of task {task + 1}, in {folder}:", *record.verdict]))
