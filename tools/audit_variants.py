@@ -3,8 +3,8 @@
     python tools/audit_variants.py --out runs/variants
 
 Digits, 0 and 1 before 2 and 3, the checkpoint of the first task: trained for longer and shorter, narrower and wider,
-without labels, predicting other things; audited on fewer and more samples than 64, at single timesteps; and each task
-of a stream of five. A finished fit or audit is not run again, and an interrupted fit goes on from its newest
+without labels, predicting other things; audited on fewer and more samples than 64, in other bands, at single timesteps;
+and each task of a stream of five. A finished fit or audit is not run again, and an interrupted fit goes on from its newest
 checkpoint. ``--variants`` takes some of them; further arguments go to every fit, as the one on MNIST at 16x16 asks for
 ``--data.root=PATH`` (so it is none of those by default). Ends with ``table.md``: means over seeds, plus or minus the
 standard error, of one seed that over samples; in brackets what the samples of one of the audits do not support.
@@ -92,6 +92,13 @@ VARIANTS = {
     "no labels": network("no_labels", num_class_embeds=None),
     "predicts v": trained("predicts_v", "--model.prediction=v"),
     "predicts x0": trained("predicts_x0", "--model.prediction=x0"),
+    "edges at t = 150 and 450": Variant(
+        audit=(
+            "--trainer.callbacks.samples=128",
+            "--trainer.callbacks.bands=cl_diffusion.diffusion.SNRBands.by_quantile",
+            "--trainer.callbacks.bands.quantiles=[0.55,0.85]",
+        )
+    ),
     "at timesteps": Variant(audit=("--trainer.callbacks.timesteps=[25,100,200,300,450,600,800,950]",)),
     "five tasks": Variant(
         "five_tasks",
