@@ -4,10 +4,11 @@
 
 Digits, 0 and 1 before 2 and 3, the checkpoint of the first task: trained for longer and shorter, narrower and wider,
 without labels, predicting other things; audited on fewer and more samples than 64, in other bands, at single timesteps;
-and each task of a stream of five. A finished fit or audit is not run again, and an interrupted fit goes on from its newest
-checkpoint. ``--variants`` takes some of them; further arguments go to every fit, as the one on MNIST at 16x16 asks for
-``--data.root=PATH`` (so it is none of those by default). Ends with ``table.md``: means over seeds, plus or minus the
-standard error, of one seed that over samples; in brackets what the samples of one of the audits do not support.
+and each task of a stream of five. A finished fit or audit is not run again, and an interrupted fit goes on from its
+newest checkpoint. ``--variants`` takes some of them; further arguments go to every fit, as the one on MNIST at 16x16
+asks for ``--data.root=PATH`` (so it is none of those by default). Ends with ``table.md``: means over seeds, plus or
+minus the standard error, of one seed that over samples; in brackets what the samples of one of the audits do not
+support.
 """
 
 from __future__ import annotations
