@@ -39,7 +39,7 @@ def test_the_command_of_a_configuration_parses(
     if path.name == "variance_head.yaml":
         assert resolved["model"]["class_path"] == "cl_diffusion.VarianceHeadModule"
         return
-    if path.parent.name == "plasticity" and "counting" not in path.name:
+    if path.parent.name == "plasticity" and not path.stem.endswith(("_counting", "_diffusion")):
         assert resolved["model"]["class_path"] == "cl_diffusion.modules.OnlineClassifier"
         return
     assert resolved["model"]["class_path"] in ("cl_diffusion.DDPM", "cl_diffusion.DistilledDDPM")

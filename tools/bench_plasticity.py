@@ -7,11 +7,13 @@
     python tools/bench_plasticity.py overhead
 
 ``table``: every method of ``configs/plasticity`` on a problem of the same folder, three seeds, a process each: mean
-online accuracy of the first and the last tenth of the tasks, and dead units at the end; other arguments go to every
-fit (``--data.root=PATH``). ``sweep``: the same over each method's threshold, and ``sweep.png``. ``relu``: one ReLU that
-starts where it never fires, twenty seeds. ``detection``: errors of telling dead units from rarely firing ones, by each
-unit's own threshold and by one for all, on firing that is simulated. ``overhead``: of Self-Normalized Resets in a
-training step, beside the same step without. A finished run is not run again.
+online accuracy (of a diffusion model, held-out denoising loss) of the first and the last tenth of the tasks, and dead
+units at the end; other arguments go to every fit (``--data.root=PATH``); ``permuted_diffusion --methods none
+self_normalized_resets`` is a stream of a diffusion model. ``sweep``: the same over each method's threshold, and
+``sweep.png``. ``relu``: one ReLU that starts where it never fires, twenty seeds. ``detection``: errors of telling dead
+units from rarely firing ones, by each unit's own threshold and by one for all, on firing that is simulated.
+``overhead``: of Self-Normalized Resets in a training step, beside the same step without. A finished run is not run
+again.
 """
 
 from __future__ import annotations
@@ -45,6 +47,10 @@ METHODS = (
     "crelu",
     "shrink_and_perturb",
 )
+LEARNED = {
+    **dict.fromkeys(("random_label", "permuted_digits", "permuted_mnist", "random_label_mnist"), "online accuracy"),
+    "permuted_diffusion": "denoising loss",
+}
 SWEEPS: dict[str, tuple[str, Sequence[float]]] = {
     "self_normalized_resets": ("threshold", (0.005, 0.01, 0.02, 0.04, 0.08, 0.16)),
     "redo": ("threshold", (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)),
@@ -55,7 +61,10 @@ SWEEPS: dict[str, tuple[str, Sequence[float]]] = {
 
 
 def learned(run: Path) -> dict[str, float]:
-    """Of a finished run: online accuracy at first and at last, and the share of units that are dead in the end."""
+    """Of a finished run, what a task is learned to at first and at last, and the share of units dead in the end.
+
+    That is the online accuracy, or of a diffusion model the denoising loss on the task's held-out images.
+    """
     online: dict[int, float] = {}
     dead: dict[int, list[float]] = {}
     with (run / "plasticity.csv").open(newline="") as file:
@@ -64,6 +73,10 @@ def learned(run: Path) -> dict[str, float]:
                 online[int(row["task"])] = float(row["value"])
             elif row["figure"] == "dead":
                 dead.setdefault(int(row["task"]), []).append(float(row["value"]))
+    if not online:
+        with (run / "metrics.csv").open(newline="") as file:
+            losses = [row[name] for row in csv.DictReader(file) for name in row if name.startswith("val_loss")]
+        online = dict(enumerate(float(loss) for loss in losses if loss))
     values = [online[task] for task in sorted(online)]
     tenth = max(1, len(values) // 10)
     found = {"first": statistics.mean(values[:tenth]), "last": statistics.mean(values[-tenth:])}
@@ -90,20 +103,20 @@ def runs(
     return results
 
 
-def tell(results: dict[str, list[dict[str, float]]]) -> str:
+def tell(results: dict[str, list[dict[str, float]]], problem: str) -> str:
     """Means, plus or minus the standard error."""
     figures = ("first", "last", "dead")
     lines = [
         [row.replace("_", " "), *(interval([of[name] for of in seeds if name in of]) for name in figures)]
         for row, seeds in results.items()
     ]
-    return table(["method", "online accuracy, first tenth", "last tenth", "dead units"], lines)
+    return table(["method", f"{LEARNED[problem]}, first tenth", "last tenth", "dead units"], lines)
 
 
 def table_command(given: argparse.Namespace, extra: Sequence[str]) -> None:
     """The methods on one problem."""
     methods = {name: ["-c", str(CONFIGS / f"{name}.yaml")] for name in given.methods or METHODS}
-    said = tell(runs(given.problem, methods, given.seeds, given.out, given.jobs, extra))
+    said = tell(runs(given.problem, methods, given.seeds, given.out, given.jobs, extra), given.problem)
     (given.out / given.problem / "table.md").write_text(said + "\n")
     print(said)
 
@@ -117,7 +130,7 @@ def sweep_command(given: argparse.Namespace, extra: Sequence[str]) -> None:
             config = ["-c", str(CONFIGS / f"{name}.yaml"), f"--trainer.callbacks.{option}={value!r}"]
             rows[f"{name}_{option}_{value:g}"] = config
     results = runs(given.problem, rows, given.seeds, given.out, given.jobs, extra)
-    said = tell(results)
+    said = tell(results, given.problem)
     (given.out / given.problem / "sweep.md").write_text(said + "\n")
     print(said)
     _draw_sweep(results, given.out / given.problem / "sweep.png")
@@ -339,8 +352,7 @@ def main() -> None:
         command = commands.add_parser(name)
         command.add_argument("--out", type=Path, default=Path("runs/plasticity"))
         if name in ("table", "sweep"):
-            problems = ("random_label", "permuted_digits", "permuted_mnist", "random_label_mnist")
-            command.add_argument("problem", choices=problems)
+            command.add_argument("problem", choices=LEARNED)
             command.add_argument("--methods", nargs="+", choices=METHODS if name == "table" else SWEEPS)
             command.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
             command.add_argument("--jobs", type=int, default=os.cpu_count())

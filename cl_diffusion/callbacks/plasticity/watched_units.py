@@ -53,5 +53,6 @@ def watched_units(
             raise ValueError(said)
         rank_zero_warn(said)
     elif given is None and refused:
-        rank_zero_info(f"units of {', '.join(of.name for of in chosen)}; none of {', '.join(refused)}")
+        names = ", ".join(of.name for of in chosen)
+        rank_zero_info(f"units of {names}; {len(refused)} other layers have none (layers=[one of them] is told why)")
     return chosen
