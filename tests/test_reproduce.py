@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from cl_diffusion.cli import main as command_line
+from cl_diffusion.linalg import LowRank, Quadratic
 from cl_diffusion.metrics.continual_matrix import ContinualMatrix
 from tests.tiny import configuration
 
@@ -281,3 +283,33 @@ def test_a_cell_is_what_was_published(tools: Any, preset: str, method: str, caps
         assert model["network"]["init_args"]["block_out_channels"] == [128, 256, 256, 256]
         assert model["network"]["init_args"]["in_channels"] == (3 if preset.startswith("cifar") else 1)
         assert json.dumps(config).count('"images_per_class": 5000') == (method != "diagonal")
+
+
+def test_how_far_weights_moved_is_told_whole_and_along_what_was_held(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``D = (3, 4, 12)`` held along ``(1, 1, 0)``, and that of fine-tuning twice it."""
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    theta = {"w": torch.tensor([1.0, 2.0]), "b": torch.tensor([3.0])}
+    held = LowRank({"w": torch.tensor([[2.0, 2.0]]), "b": torch.zeros(1, 1)}, torch.ones(1))
+    for method, times, terms in (("finetune", 2.0, []), ("rank1", 1.0, [Quadratic(held, theta).state()])):
+        run = folder / "directions" / method / "seed_0"
+        (run / "checkpoints").mkdir(parents=True)
+        (run / "finished").touch()
+        (run / "continual.csv").write_text(
+            "metric,after,task,value\n" + "".join(f"class_agreement,{a},{t},0.5\n" for a in (9, 10) for t in range(1, a + 1))
+        )
+        (run / "yardstick.json").write_text("{}")
+        moved = {"w": theta["w"] + times * torch.tensor([3.0, 4.0]), "b": theta["b"] + times * 12}
+        for task, weights in ((9, theta), (10, moved)):  # of two digits: not to be put in order as text
+            checkpoint = {"state_dict": weights, "callbacks": {"EWC": {"terms": terms}, "other": {}}}
+            torch.save(checkpoint, run / "checkpoints" / f"after_task_{task}.ckpt")
+    tool = importlib.import_module("moved")
+    monkeypatch.setattr(sys, "argv", ["moved.py", "directions"])
+    tool.main()
+    told = capsys.readouterr().out
+    assert "| finetune | 1 | 26 |  |  | 0.5 |" in told
+    assert f"| rank1 | 1 | 13 | {7 / 2**0.5:.3g} | {14 / 2**0.5:.3g} | 0.5 |" in told
+    monkeypatch.setattr(sys, "argv", ["moved.py", "nothing"])
+    with pytest.raises(SystemExit, match="nothing has no finished runs"):
+        tool.main()
