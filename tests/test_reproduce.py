@@ -297,7 +297,8 @@ def test_how_far_weights_moved_is_told_whole_and_along_what_was_held(
         (run / "checkpoints").mkdir(parents=True)
         (run / "finished").touch()
         (run / "continual.csv").write_text(
-            "metric,after,task,value\n" + "".join(f"class_agreement,{a},{t},0.5\n" for a in (9, 10) for t in range(1, a + 1))
+            "metric,after,task,value\n"
+            + "".join(f"class_agreement,{a},{t},0.5\n" for a in (9, 10) for t in range(1, a + 1))
         )
         (run / "yardstick.json").write_text("{}")
         moved = {"w": theta["w"] + times * torch.tensor([3.0, 4.0]), "b": theta["b"] + times * 12}
