@@ -120,6 +120,8 @@ def test_on_somebody_else_s_project_what_needs_no_timesteps_is_measured(tmp_path
     assert list(of["figures"]) == ["all"]
     assert of["figures"]["all"]["v_itself"]["samples"] == 16
     assert "true_leading_share" not in of["figures"]["all"]
+    pictures = {path.name for path in (tmp_path / "audit" / "after_task_1").glob("*.png")}
+    assert pictures == {"directions.png", "spectra.png", "preservation.png"}
     assert any(name.startswith("each_loss/ratio") for name in of["preservation"]["all"])
     with pytest.raises(ValueError, match="no `draw"):
         trainer(FisherAudit(SNRBands.by_quantile(), **QUICK)).fit(Regression(), loader(0))
