@@ -133,7 +133,7 @@ def _bars(axes: Any, figures: Figures, named: Mapping[str, str], most: float = f
                 axes.errorbar(place, estimate.value, 1.96 * estimate.error, color="black", capsize=2, linewidth=0.8)
         legend.append(Patch(color=color, label=label if drawn else f"{label} (none)"))
     axes.set_xticks(range(len(bands)), bands)
-    axes.legend(handles=legend, fontsize=7)
+    axes.legend(handles=legend, fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.15))
 
 
 class _Panels:
