@@ -288,29 +288,27 @@ def test_a_cell_is_what_was_published(tools: Any, preset: str, method: str, caps
 def test_how_far_weights_moved_is_told_whole_and_along_what_was_held(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """``D = (3, 4, 12)`` held along ``(1, 1, 0)``, and that of fine-tuning twice it."""
+    """Held along ``(0, 1, .., 9)``, the later coordinates moved less; fine-tuning moved all of them by 2."""
     monkeypatch.syspath_prepend(str(ROOT / "tools"))
-    theta = {"w": torch.tensor([1.0, 2.0]), "b": torch.tensor([3.0])}
-    held = LowRank({"w": torch.tensor([[2.0, 2.0]]), "b": torch.zeros(1, 1)}, torch.ones(1))
-    for method, times, terms in (("finetune", 2.0, []), ("rank1", 1.0, [Quadratic(held, theta).state()])):
+    theta, u, slowed = torch.arange(10.0), torch.arange(10.0), torch.arange(10.0, 0.0, -1) / 5
+    penalty = Quadratic(LowRank({"w": u[None]}, torch.ones(1)), {"w": theta})
+    for method, moved, terms in (("finetune", 2 * torch.ones(10), []), ("rank1", slowed, [penalty.state()])):
         run = folder / "directions" / method / "seed_0"
         (run / "checkpoints").mkdir(parents=True)
         (run / "finished").touch()
-        (run / "continual.csv").write_text(
-            "metric,after,task,value\n"
-            + "".join(f"class_agreement,{a},{t},0.5\n" for a in (9, 10) for t in range(1, a + 1))
-        )
+        entries = [f"class_agreement,{after},{task},0.5" for after in (9, 10) for task in range(1, after + 1)]
+        (run / "continual.csv").write_text("\n".join(["metric,after,task,value", *entries]))
         (run / "yardstick.json").write_text("{}")
-        moved = {"w": theta["w"] + times * torch.tensor([3.0, 4.0]), "b": theta["b"] + times * 12}
-        for task, weights in ((9, theta), (10, moved)):  # of two digits: not to be put in order as text
-            checkpoint = {"state_dict": weights, "callbacks": {"EWC": {"terms": terms}, "other": {}}}
+        for task, weights in ((9, theta), (10, theta + moved)):  # of two digits: not to be put in order as text
+            checkpoint = {"state_dict": {"w": weights}, "callbacks": {"EWC": {"terms": terms}, "other": {}}}
             torch.save(checkpoint, run / "checkpoints" / f"after_task_{task}.ckpt")
     tool = importlib.import_module("moved")
     monkeypatch.setattr(sys, "argv", ["moved.py", "directions"])
     tool.main()
     told = capsys.readouterr().out
-    assert "| finetune | 1 | 26 |  |  | 0.5 |" in told
-    assert f"| rank1 | 1 | 13 | {7 / 2**0.5:.3g} | {14 / 2**0.5:.3g} | 0.5 |" in told
+    length, along, beside = slowed.norm(), slowed @ u / u.norm(), 2 * u.sum() / u.norm()
+    assert f"| finetune | 1 | {40**0.5:.3g} |  |  |  |  |  | 0.5 |" in told
+    assert f"| rank1 | 1 | {length:.3g} | {along:.3g} | {beside:.3g} | 1 | 0.6 | 0.1 | 0.5 |" in told
     monkeypatch.setattr(sys, "argv", ["moved.py", "nothing"])
     with pytest.raises(SystemExit, match="nothing has no finished runs"):
         tool.main()

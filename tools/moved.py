@@ -6,7 +6,8 @@ Of each row of matrices that ``tools/reproduce.py`` has run, means over seeds, p
 ``|D|``, the length of the displacement ``D`` of all parameters from the checkpoint after the last task but one to that
 after the last; ``|P D|``, the length of its part in the span of the directions that the penalty held then, for
 penalties of low rank; the same of fine-tuning (the row ``finetune`` beside it), along the same directions on the same
-seed; and the retention, as in the table of ``reproduce.py``.
+seed; of a single direction ``u``, the ratio of ``|D|`` to that of fine-tuning in three tenths of the coordinates, those
+where ``|u|`` is least, the fifth, and those where it is most; and the retention, as in the table of ``reproduce.py``.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from outcomes import Outcome
 from tables import interval, table
 
 from cl_diffusion.linalg import LowRank, Parameters, Quadratic, parameters
+
+TENTHS = ("ratio where |u| is least", "where it is middling", "where it is most")
+HEAD = ("|D|", "|P D|", "|P D| of fine-tuning", *TENTHS, "retention")
 
 
 def checkpoints(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -59,25 +63,36 @@ def within(moved: Parameters, directions: list[Parameters]) -> float:
     return math.hypot(*(float(parameters.inner(u, parameters.select(moved, u))) for u in directions))
 
 
+def by_size(moved: Parameters, beside: Parameters, u: Parameters) -> list[float]:
+    """``|D|`` over that of fine-tuning in tenths of the coordinates, by ``|u|``, from the least to the most."""
+    sizes, own, other = (torch.cat([of[name].flatten().abs() for name in u]) for of in (u, moved, beside))
+    tenths = sizes.argsort().chunk(10)
+    return [float(torch.linalg.vector_norm(own[at]) / torch.linalg.vector_norm(other[at])) for at in tenths]
+
+
 def row(name: str, runs: list[Path], beside: Path) -> list[str]:
     """Of one method on its seeds."""
-    lengths, own, others, kept = [], [], [], []
+    found: dict[str, list[float]] = {title: [] for title in HEAD}
     for run in runs:
-        moved = displacement(run)
-        lengths.append(float(parameters.norm(moved)))
-        kept.append(Outcome.of(run).old("class_agreement"))
-        if directions := held(run):
-            own.append(within(moved, directions))
-            if (beside / run.name / "finished").exists():
-                others.append(within(displacement(beside / run.name), directions))
-    return [name, str(len(runs)), *(interval(values) for values in (lengths, own, others, kept))]
+        moved, directions = displacement(run), held(run)
+        found["|D|"].append(float(parameters.norm(moved)))
+        found["retention"].append(Outcome.of(run).old("class_agreement"))
+        if directions:
+            found["|P D|"].append(within(moved, directions))
+        if directions and (beside / run.name / "finished").exists():
+            fine_tuning = displacement(beside / run.name)
+            found["|P D| of fine-tuning"].append(within(fine_tuning, directions))
+            if len(directions) == 1:
+                tenths = by_size(moved, fine_tuning, directions[0])
+                for title, tenth in zip(TENTHS, (tenths[0], tenths[4], tenths[-1]), strict=True):
+                    found[title].append(tenth)
+    return [name, str(len(runs)), *(interval(values) for values in found.values())]
 
 
 def main() -> None:
     """Print a table a matrix."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("matrices", type=Path, nargs="+", metavar="FOLDER")
-    head = ["method", "seeds", "|D|", "|P D|", "|P D| of fine-tuning", "retention"]
     for matrix in parser.parse_args().matrices:
         found: dict[str, list[Path]] = {}
         for finished in sorted(matrix.glob("*/seed_*/finished")):
@@ -85,7 +100,7 @@ def main() -> None:
         if not found:
             raise SystemExit(f"{matrix} has no finished runs; expected the folder of a matrix of tools/reproduce.py")
         lines = [row(name, runs, matrix / "finetune") for name, runs in found.items()]
-        print(f"{matrix.name}\n\n{table(head, lines)}\n")
+        print(f"{matrix.name}\n\n{table(['method', 'seeds', *HEAD], lines)}\n")
 
 
 if __name__ == "__main__":
