@@ -89,7 +89,8 @@ def draw_means(figures: Figures, path: Path) -> None:
     axes.set_yticks(range(len(timesteps)), timesteps, fontsize=8)
     for row, values in enumerate(cosines):
         for column, value in enumerate(values):
-            axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=6)
+            color = "white" if abs(value) > 0.7 else "black"
+            axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=6, color=color)
     axes.set(title="cosines of mean gradients", xlabel="t", ylabel="t")
     picture.colorbar(shown)
     picture.savefig(path, dpi=120)
