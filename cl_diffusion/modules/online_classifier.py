@@ -18,7 +18,7 @@ class OnlineClassifier(PlainHyperparameters, LightningModule):
     """Cross-entropy of a network on ``(images, labels)``, images in [-1, 1]; the network gets them in [0, 1].
 
     ``task_figures``, for ``PlasticityMetrics``, has ``online_accuracy``: the share of training samples that the network
-    told right as they came, before the step that learns from them.
+    told right as they came, before the step that learns from them; of all processes together.
 
     Args:
         network: from images to logits.
@@ -49,17 +49,26 @@ class OnlineClassifier(PlainHyperparameters, LightningModule):
 
     def task_figures(self) -> dict[str, float]:
         """Of the task that ends: ``online_accuracy``; counted anew from here."""
-        found = {"online_accuracy": float(self.right) / self.seen} if self.seen else {}
+        right, seen = self._counted()
         self.right = self.seen = 0
-        return found
+        return {"online_accuracy": right / seen} if seen else {}
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["online"] = (int(self.right), self.seen)
+        checkpoint["online"] = self._counted()
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.right, self.seen = checkpoint.get("online", (0, 0))
+        first = self.global_rank == 0  # the counts of all processes, of which one goes on with them
+        self.right, self.seen = checkpoint.get("online", (0, 0)) if first else (0, 0)
+
+    def _counted(self) -> tuple[int, int]:
+        """By all processes, each of which has to ask."""
+        counts = torch.tensor([int(self.right), self.seen], device=self.device)
+        if self._trainer is not None:
+            counts = self.trainer.strategy.reduce(counts, reduce_op="sum")
+        right, seen = counts.tolist()
+        return int(right), int(seen)
 
     @override
     def configure_optimizers(self) -> Any:
