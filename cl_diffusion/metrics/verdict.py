@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from cl_diffusion.metrics.gradient_audit import COMPARED
@@ -140,6 +141,8 @@ def _remainder(of: Figures) -> str:
     if "remainder_sine" not in of:
         return ""
     certain, sine = of["remainder_bound_cosine"], of["remainder_sine"]
+    if math.isnan(sine.value):
+        return "a linear denoiser leaves no direction to compare"
     if level(certain) == "high":
         return f"a linear denoiser's direction is bound to survive (cosine {_told(certain)} or more)"
     none = certain.interval[0] <= 0

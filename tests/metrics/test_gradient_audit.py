@@ -98,6 +98,8 @@ def test_what_a_linear_model_explains_is_bound_to_survive_a_small_remainder_only
     linear = along(1, 64)
     near = linear + 0.02 * along(5, 64, seed=2)
     far = linear + 2 * along(5, 64, seed=2)
+    nothing = audit({(ALL, OWN): near, (ALL, SURROGATE): 0 * linear}).estimates(repeats=5)
+    assert "leaves no direction to compare" in verdict(nothing)[0]
     for g, bound in ((near, "is bound to survive"), (far, "no bound holds it")):
         of = audit({(ALL, OWN): g, (ALL, SURROGATE): linear}).estimates(repeats=20)
         [said] = verdict(of)
@@ -189,7 +191,7 @@ def test_the_error_of_a_rank_one_is_not_certain_to_be_none_where_a_second_direct
 @pytest.mark.parametrize("kind", [TRUE, NOISE, "band"])
 def test_what_the_same_samples_share_is_not_taken_for_a_common_direction(kind: str) -> None:
     """Gradients of own noise and of a noise that a sample has in both sets: no direction is common to the sets."""
-    shared = 2 * normal(128, SIZE)
+    shared = 20 * normal(128, SIZE)
     own, other = (along(axis, 128, seed=seed, mean=2) + shared / SIZE**0.5 for axis, seed in ((3, 1), (7, 2)))
     if kind == "band":
         of = audit({("low", OWN): own, (ALL, OWN): other}).estimates(repeats=2)["low"]
@@ -197,7 +199,10 @@ def test_what_the_same_samples_share_is_not_taken_for_a_common_direction(kind: s
     else:
         of = audit({(ALL, OWN): own, (ALL, kind): other}).estimates(repeats=2)[ALL]
         cosines = [of["true_to_empirical"]] if kind == TRUE else [of["v_noise_corrected"], of["mu_noise_corrected"]]
-    assert [cosine.value for cosine in cosines] == pytest.approx([0.0] * len(cosines), abs=0.02)
+    assert all(abs(cosine.value) < 0.25 or math.isnan(cosine.value) for cosine in cosines)
+    both = torch.cat([own, other])
+    gram, positions = Gram(both @ both.T), torch.arange(128)
+    assert abs(alignment(gram, positions, positions + 128, "mean").corrected) > 0.5  # where that is not heeded
 
 
 def test_sets_that_are_paired_are_of_one_size() -> None:
