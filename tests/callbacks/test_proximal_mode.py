@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cl_diffusion.callbacks import EWC, L2SP, MAS, L2Init, Regularizer, SynapticIntelligence
 from cl_diffusion.callbacks.regularization.stability import diverging, stability_limit
-from cl_diffusion.fisher import BandedFisher, DiagonalFisher, KroneckerFisher, MeanGradientFisher
+from cl_diffusion.fisher import BandedFisher, DiagonalFisher, IsotropicFisher, KroneckerFisher, MeanGradientFisher
 from cl_diffusion.linalg import Identity, Operator, Penalty, Quadratic, parameters
 from tests.callbacks.stranger import Regression, fit_tasks, loader, trainer, weights
 from tests.callbacks.test_gradient_mode import ManuallyOptimised, doubled
@@ -189,6 +189,16 @@ class Custom(Regularizer):
 
         ones = {name: torch.ones_like(p.detach()) for name, p in names.items()}
         return total([Diagonal(ones), LowRank(vectors, torch.ones(1))])
+
+
+def test_identities_of_several_tasks_are_solved_for_jointly() -> None:
+    """At a great strength two equal anchors hold a third task's weights to where they were."""
+    model, ewc = Regression(), EWC(IsotropicFisher(), 1e8, mode="proximal")
+    fit_tasks(model, ewc, tasks=(0, 1))
+    before = weights(model)
+    fit_tasks(model, ewc, tasks=(2,))
+    assert len(ewc.terms) == 1
+    assert all(torch.allclose(now, then, atol=1e-3) for now, then in zip(weights(model), before, strict=True))
 
 
 def test_what_has_no_closed_resolvent_is_refused_and_why() -> None:
