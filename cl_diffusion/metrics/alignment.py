@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import statistics
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from torch import Tensor
 
-from cl_diffusion.metrics.gram import Gram, relative_error
+from cl_diffusion.metrics.gram import Gram, relative_error, signed_root
 
 Direction = Literal["leading", "mean"]
 
@@ -22,9 +25,12 @@ class Alignment(NamedTuple):
         other_itself: between those of the second.
         across: between a half of the one and a half of the other: the mean over all four pairs, or over the two that
             share no sample.
-        corrected: ``across / sqrt(itself * other_itself)``: what ``across`` would be without sampling noise, as far as
-            that is orthogonal to the other direction and shortens each estimate alike (of eigenvalues that are nearly
-            equal it is not: it mixes their directions). NaN where a set does not agree with itself at all.
+        corrected: what ``across`` would be without sampling noise, as far as that is orthogonal to the other direction
+            and shortens each estimate alike (of eigenvalues that are nearly equal it is not: it mixes their
+            directions). Of mean gradients ``across / sqrt(itself * other_itself)``. The mean of cosines without sign
+            takes noise for agreement, so that where an eigenvector is compared its square is estimated
+            (``squared_cosine``), and this is its root, negative where sampling noise takes the square there. NaN where
+            a set does not agree with itself at all.
     """
 
     itself: float
@@ -46,7 +52,7 @@ def alignment(
 
     Args:
         gram: of the gradients of both.
-        own: positions of the first set, four or more.
+        own: positions of the first set.
         other: of the second.
         direction: the leading eigenvector of the second moment, or the mean gradient.
         other_direction: of the second set, if it is another.
@@ -55,26 +61,65 @@ def alignment(
             different halves are compared across.
 
     Raises:
-        ValueError: sets that are paired, of different sizes.
+        ValueError: sets of fewer than four samples, or that are paired and of different sizes.
     """
+    if min(len(own), len(other)) < 4:
+        raise ValueError(f"sets of {len(own)} and {len(other)} samples; expected four or more of each, to be quartered")
     if paired and len(own) != len(other):
         raise ValueError(f"sets of {len(own)} and {len(other)} samples; expected as many in sets that are paired")
     second = other_direction or direction
-    a, b = _halves(gram, own, direction), _halves(gram, other, second)
+    a, b = _parts(gram, own, direction, 2), _parts(gram, other, second, 2)
     signed = direction == second == "mean"
+    itself, other_itself = _itself(gram, a, direction), _itself(gram, b, second)
+    pairs = [(i, j) for i in range(2) for j in range(2) if i != j or not paired]
+    cosines = [gram.cosine(a[i], b[j]) for i, j in pairs]
+    across = statistics.mean(cosines if signed else map(abs, cosines))
+    if not (itself > 0 and other_itself > 0):
+        corrected = math.nan
+    elif signed:
+        corrected = across / math.sqrt(itself * other_itself)
+    else:
+        corrected = signed_root(squared_cosine(gram, own, other, direction, second, paired=paired))
+    return Alignment(itself, other_itself, across, corrected)
 
-    def cosine(x: Tensor, y: Tensor) -> float:
-        return gram.cosine(x, y) if signed else abs(gram.cosine(x, y))
 
-    itself, other_itself = (
-        gram.cosine(*halves) if kind == "mean" else abs(gram.cosine(*halves))
-        for halves, kind in ((a, direction), (b, second))
-    )
-    across = (cosine(a[0], b[1]) + cosine(a[1], b[0])) / 2
-    if not paired:
-        across = (across + (cosine(a[0], b[0]) + cosine(a[1], b[1])) / 2) / 2
-    known = itself > 0 and other_itself > 0
-    return Alignment(itself, other_itself, across, across / math.sqrt(itself * other_itself) if known else math.nan)
+def squared_cosine(
+    gram: Gram, own: Tensor, other: Tensor, direction: Direction, other_direction: Direction, *, paired: bool
+) -> float:
+    """Of the directions of two sets, without sampling noise: ``cos(a_0, b_0) cos(a_1, b_1)`` over both split cosines.
+
+    All four are of different samples, halves or (of sets that are paired) quarters of them in every order, so that of
+    directions that are orthogonal the product is 0 in the mean; an eigenvector's sign is that of ``cos(a_0, a_1)``.
+    NaN where a set does not agree with itself.
+    """
+    number = 4 if paired else 2
+    a, b = _parts(gram, own, direction, number), _parts(gram, other, other_direction, number)
+    itself = _itself(gram, a, direction) * _itself(gram, b, other_direction)
+    products = []
+    for i, j in itertools.combinations(range(number), 2):
+        sign = _sign(gram, a[i], a[j], direction)
+        rest = [k for k in range(number) if not paired or k not in (i, j)]
+        for k, m in itertools.permutations(rest, 2):
+            both = sign * _sign(gram, b[k], b[m], other_direction)
+            products.append(both * gram.cosine(a[i], b[k]) * gram.cosine(a[j], b[m]))
+    return statistics.mean(products) / itself if itself > 0 else math.nan
+
+
+def _sign(gram: Gram, one: Tensor, two: Tensor, direction: Direction) -> float:
+    """By which an eigenvector of either sign is turned to another; a mean has its own."""
+    return 1.0 if direction == "mean" else math.copysign(1.0, gram.inner(one, two))
+
+
+def _itself(gram: Gram, parts: Sequence[Tensor], direction: Direction) -> float:
+    """The mean cosine of different parts."""
+    cosines = [gram.cosine(one, two) for one, two in itertools.combinations(parts, 2)]
+    return statistics.mean(cosines if direction == "mean" else map(abs, cosines))
+
+
+def _parts(gram: Gram, samples: Tensor, direction: Direction, number: int) -> list[Tensor]:
+    """The direction of each part of the samples, by turns."""
+    find = gram.leading if direction == "leading" else gram.mean
+    return [find(samples[start::number]) for start in range(number)]
 
 
 class HeldOut(NamedTuple):
@@ -82,7 +127,8 @@ class HeldOut(NamedTuple):
 
     Attributes:
         share: ``u^T F u / tr F``.
-        error: ``|F - c u u^T|_F / |F|_F`` with the best ``c``, without the bias of few samples (``relative_error``).
+        error: ``|F - c u u^T|_F / |F|_F`` with the best ``c``, without the bias of few samples (``relative_error``): of
+            a rank one along what half of the samples find, which is no less than that of the best rank one.
     """
 
     share: float
@@ -104,8 +150,3 @@ def held_out(gram: Gram, samples: Tensor, direction: Direction) -> HeldOut:
         kept += gram.along_squared(u, other)
         whole += gram.norm_squared(other)
     return HeldOut(along / trace if trace > 0 else math.nan, relative_error(kept, whole))
-
-
-def _halves(gram: Gram, samples: Tensor, direction: Direction) -> tuple[Tensor, Tensor]:
-    find = gram.leading if direction == "leading" else gram.mean
-    return find(samples[::2]), find(samples[1::2])

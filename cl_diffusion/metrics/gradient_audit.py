@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cl_diffusion.metrics.alignment import Direction, alignment, held_out
-from cl_diffusion.metrics.gram import Gram
+from cl_diffusion.metrics.gram import Gram, relative_error
 from cl_diffusion.metrics.half_samples import Estimate, Members, with_error
 from cl_diffusion.metrics.stability import stability
 
@@ -36,7 +36,8 @@ class GradientAudit:
 
     Args:
         grams: by band, of its samples of all kinds.
-        members: by band and kind, positions in the band's Gram matrix; kinds as in ``KINDS``, ``own`` in every band,
+        members: by band and kind, positions in the band's Gram matrix, eight or more each, for half of them are
+            quartered; kinds as in ``KINDS``, ``own`` in every band,
             and those of ``PAIRED`` in its order. The ``own`` of all bands are the same samples in the same order.
         across: of the ``own`` samples of all bands, one band after the other; None where there is one.
         squares: by band, inner products of the squared entries of ``own``, in its order; may be empty.
@@ -62,8 +63,8 @@ class GradientAudit:
         - of ``Spectrum`` (own samples): ``leading_share``, ``second_to_first``, effective ranks and the like;
           ``leading_share_corrected``: on samples that the direction was not found on;
         - ``leading_error``, ``mean_error``, ``diagonal_error``: relative Frobenius errors of rank one along the leading
-          direction and along the mean gradient, and of the diagonal, without the bias of few samples; below 0 where
-          sampling noise takes them there (``relative_error``);
+          direction and along the mean gradient that half of the samples have, and of the diagonal, without the bias of
+          few samples; below 0 where sampling noise takes them there (``relative_error``);
         - ``v_itself``, ``mu_itself``: the split-half cosine of the leading direction and of the mean gradient;
           ``v_other``, ``v_relabelled``, ``v_noise``: with the other samples' (``alignment``), and ``.._corrected`` for
           sampling noise; likewise ``mu_..``; ``mu_to_v``: of the mean with the leading direction, corrected;
@@ -71,7 +72,9 @@ class GradientAudit:
         - ``v_to_all``, ``mu_to_all``: the cosine of the band's direction with that over all timesteps, corrected, and
           ``held_of_all``: ``v^T F_all v / (v_all^T F_all v_all)``, both directions from other samples;
         - ``true_..``: of the spectrum with targets from the model; ``true_itself``; ``true_to_empirical``, corrected;
-        - ``remainder_..``: of ``Stability``, the linear denoiser's direction against the model's;
+        - ``remainder_..``: of ``Stability``, the linear denoiser's direction against the model's, with the bounds
+          ``held_out``; ``remainder_itself``: the split-half cosine of the linear one; ``remainder_sine``: from the
+          corrected cosine of both, and with its sign where sampling noise takes that beyond 1;
         - ``trace_share``: of the traces of all bands, each weighted by its share of the timesteps, and with output
           normalisation ``iewc_trace_share``; ``iewc_..``: spectrum and alignment with output normalisation.
         """
@@ -129,8 +132,11 @@ class GradientAudit:
             found |= {"true_itself": compared.other_itself, "true_to_empirical": compared.corrected}
         if SURROGATE in of:
             both = torch.cat([own, of[SURROGATE]])
-            remainder = stability(gram.products[both][:, both])
-            found |= {f"remainder_{name}": value for name, value in remainder._asdict().items()}
+            bounds = stability(gram.products[both][:, both], held_out=True)
+            found |= {f"remainder_{name}": value for name, value in bounds._asdict().items()}
+            compared = alignment(gram, own, of[SURROGATE], "leading", paired=True)
+            sine = relative_error(compared.corrected * abs(compared.corrected), 1)
+            found |= {"remainder_itself": compared.other_itself, "remainder_sine": sine}
         return found
 
     def _beside_each_other(self, members: Members) -> dict[str, float]:

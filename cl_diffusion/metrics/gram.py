@@ -19,8 +19,8 @@ class Spectrum(NamedTuple):
         leading_share: ``lambda_1 / trace``.
         second_to_first: ``lambda_2 / lambda_1``.
         effective_rank: ``tr(F)^2 / tr(F^2)``, at most ``n``.
-        effective_rank_corrected: the same with ``tr(F^2)`` from pairs of different samples, which has no bias: about
-            that of the matrix that the samples are drawn from, however few they are.
+        effective_rank_corrected: the same with ``tr(F)^2`` and ``tr(F^2)`` from pairs of different samples, which have
+            no bias: about that of the matrix that the samples are drawn from, however few they are.
         leading_error: ``|F - lambda_1 v v^T|_F / |F|_F``, the least of any rank one.
         mean_error: ``|F - c mu mu^T|_F / |F|_F`` with the best ``c``.
         mean_share: ``|mu|^2 / trace``, about ``1 / n`` of gradients without a mean.
@@ -122,7 +122,7 @@ class Gram:
             leading_share=float(values[0]) / trace,
             second_to_first=float(values[1] / values[0]),
             effective_rank=(trace / norm) ** 2,
-            effective_rank_corrected=trace**2 / pairs if pairs > 0 else math.inf,
+            effective_rank_corrected=_of_pairs(torch.outer(own, own)) / pairs if pairs > 0 else math.inf,
             leading_error=float(torch.linalg.vector_norm(values[1:])) / norm,
             mean_error=max(0.0, 1 - (captured / norm) ** 2) ** 0.5,
             mean_share=mean_squared / trace,
@@ -166,9 +166,9 @@ class Gram:
 
 
 def _of_pairs(matrix: Tensor) -> float:
-    """The mean of the entries off the diagonal."""
+    """The mean of the entries off the diagonal; NaN where there is none."""
     n = len(matrix)
-    return float(matrix.sum() - matrix.diagonal().sum()) / (n * (n - 1))
+    return float(matrix.sum() - matrix.diagonal().sum()) / (n * (n - 1)) if n > 1 else math.nan
 
 
 def relative_error(kept: float, whole: float) -> float:
@@ -179,5 +179,9 @@ def relative_error(kept: float, whole: float) -> float:
     """
     if not whole > 0:
         return math.nan
-    rest = 1 - kept / whole
-    return math.copysign(math.sqrt(abs(rest)), rest)
+    return signed_root(1 - kept / whole)
+
+
+def signed_root(squared: float) -> float:
+    """The root of the size of an estimated square, with its sign."""
+    return math.copysign(math.sqrt(abs(squared)), squared)

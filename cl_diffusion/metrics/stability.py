@@ -34,12 +34,19 @@ class Stability(NamedTuple):
     bound_cosine: float
 
 
-def stability(products: torch.Tensor) -> Stability:
+def stability(products: torch.Tensor, held_out: bool = False) -> Stability:
     """From inner products of ``n`` gradients, followed by the ``n`` of the surrogate at the same draws: ``(2n, 2n)``.
 
     With the vectors as columns of ``B`` and ``D = diag(1, .., -1, ..)``, ``R = B D B^T / n``, whose eigenvalues other
     than 0 are those of ``K^(1/2) D K^(1/2) / n``. Nothing as long as a gradient is needed. All is NaN where
     all gradients of the one or the other are zero: there is no direction then.
+
+    Args:
+        products: the inner products.
+        held_out: whether the bounds are to be of the matrices that the samples are drawn from. Few samples have a
+            leading eigenvalue above the others even where the matrix has none, so ``lambda_1(G_lin)`` is then along a
+            direction from one half, on the other half; ``lambda_2`` and ``R`` of few samples are too large already. Not
+            the angle: noise that both matrices have makes their directions alike (``alignment``).
 
     Raises:
         ValueError: an odd number of gradients.
@@ -58,11 +65,11 @@ def stability(products: torch.Tensor) -> Stability:
     signs[n:] = -1
     perturbation = float(torch.linalg.eigvalsh(root @ (signs[:, None] * root) / n).abs().max())
     of_linear, of_whole = (torch.linalg.eigvalsh(gram.products[m][:, m] / n).flip(0) for m in (linear, whole))
-    second = float(of_linear[1]) if n > 1 else 0.0
-    gap = float(of_linear[0]) - second
+    first = _held_out_eigenvalue(gram, linear) if held_out else float(of_linear[0])
+    gap = first - (float(of_linear[1]) if n > 1 else 0.0)
     moved = signs * (gram.products @ v_linear) / n  # R v_lin = B D B^T B c / n
     length = max(0.0, gram.inner(moved, moved)) ** 0.5
-    apart = float(of_linear[0]) - (float(of_whole[1]) if n > 1 else 0.0)
+    apart = first - (float(of_whole[1]) if n > 1 else 0.0)
     ratio = perturbation / gap if gap > 0 else math.inf
     sharp = math.sin(math.asin(2 * ratio) / 2) if ratio < 0.5 else math.inf
     a_posteriori = length / apart if apart > 0 else math.inf
@@ -76,3 +83,9 @@ def stability(products: torch.Tensor) -> Stability:
         residual_bound=a_posteriori,
         bound_cosine=max(0.0, 1 - min(2 * ratio, sharp, a_posteriori) ** 2) ** 0.5,
     )
+
+
+def _held_out_eigenvalue(gram: Gram, members: torch.Tensor) -> float:
+    """``v^T G v`` on each half with the direction of the other: no more than ``lambda_1`` in the mean."""
+    halves = members[::2], members[1::2]
+    return sum(gram.along(gram.leading(one), other) for one, other in (halves, halves[::-1])) / 2

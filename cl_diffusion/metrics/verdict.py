@@ -44,8 +44,9 @@ def verdict(figures: Mapping[str, Figures]) -> list[str]:
       the other direction are determined, ``v_other_corrected`` high: task-independent; low: of this task; likewise what
       labels and data have to do with it, from ``v_relabelled_corrected`` and ``v_noise_corrected``;
     - *mean*: the same of ``mu_itself``, and where it is determined ``mu_to_v``;
-    - *linear model*: ``remainder_bound_cosine``, of the least bound, high: the linear denoiser's direction is bound to
-      survive; else the bound and the measured angle are said;
+    - *linear model*: where both directions are determined (``v_itself``, ``remainder_itself``):
+      ``remainder_bound_cosine``, of the least bound, high: the linear denoiser's direction is bound to survive; else the
+      bound and the measured angle are said;
     - *true Fisher*: its leading share against the empirical one's, where both are known and the intervals apart.
     """
     return [f"{band}: {'; '.join(said)}." for band, of in figures.items() if (said := _of_band(of))]
@@ -140,9 +141,11 @@ def _mean(of: Figures) -> str:
 def _remainder(of: Figures) -> str:
     if "remainder_sine" not in of:
         return ""
-    certain, sine = of["remainder_bound_cosine"], of["remainder_sine"]
-    if math.isnan(sine.value):
+    certain, sine, itself = of["remainder_bound_cosine"], of["remainder_sine"], of["remainder_itself"]
+    if math.isnan(itself.value):
         return "a linear denoiser leaves no direction to compare"
+    if not (_determined(of["v_itself"]) and _determined(itself)):
+        return f"a linear denoiser's direction cannot be compared ({_told(itself)} with itself)"
     if level(certain) == "high":
         return f"a linear denoiser's direction is bound to survive (cosine {_told(certain)} or more)"
     none = certain.interval[0] <= 0
@@ -167,5 +170,6 @@ def _apart(a: Estimate, b: Estimate) -> bool:
 
 
 def _told(figure: Estimate) -> str:
-    """The figure, plus or minus what makes its interval."""
-    return f"{figure.value:.2g} +- {1.96 * figure.error:.2g}"
+    """The figure and its interval."""
+    low, high = figure.interval
+    return f"{figure.value:.2g} [{low:.2g}, {high:.2g}]"

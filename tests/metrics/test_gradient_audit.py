@@ -12,6 +12,7 @@ from cl_diffusion.metrics.alignment import alignment
 from cl_diffusion.metrics.gradient_audit import ALL, NOISE, OTHER, OWN, RELABELLED, SURROGATE, TRUE, GradientAudit
 from cl_diffusion.metrics.gram import Gram
 from cl_diffusion.metrics.half_samples import Estimate
+from cl_diffusion.metrics.stability import stability
 from cl_diffusion.metrics.verdict import level, verdict
 
 SIZE = 400
@@ -106,6 +107,38 @@ def test_what_a_linear_model_explains_is_bound_to_survive_a_small_remainder_only
         assert bound in said
 
 
+@pytest.mark.parametrize("dimension", [2, 40])
+def test_the_noise_that_a_linear_model_shares_is_no_direction_that_survives(dimension: int) -> None:
+    """The same isotropic gradients for both: whatever leads among the samples leads in both matrices."""
+    for seed in range(5):
+        g = normal(128, dimension, seed=seed)
+        [said] = verdict(audit({(ALL, OWN): g, (ALL, SURROGATE): g}).estimates(repeats=20))
+        assert "linear denoiser's direction cannot be compared" in said
+
+
+def test_the_gap_of_few_samples_is_not_taken_for_one_of_what_they_are_drawn_from() -> None:
+    gaps: dict[bool, list[float]] = {False: [], True: []}
+    for seed in range(20):
+        g = normal(64, 10, seed=seed)
+        for held_out, found in gaps.items():
+            found.append(stability(torch.cat([g, g]) @ torch.cat([g, g]).T, held_out=held_out).gap)
+    assert min(gaps[False]) > 0
+    assert sum(gaps[True]) / 20 < 0
+
+
+def test_a_mean_orthogonal_to_the_leading_direction_has_no_cosine_with_it_in_the_mean() -> None:
+    """The noise of the mean lies along the leading direction: absolute cosines would have it for agreement."""
+    squared = []
+    for seed in range(60):
+        g = normal(128, SIZE, seed=seed)
+        g[:, 0] *= 6
+        g[:, 1] += 3
+        cosine = alignment(Gram(g @ g.T), torch.arange(128), torch.arange(128), "mean", "leading", paired=True)
+        squared.append(math.copysign(cosine.corrected**2, cosine.corrected))
+        assert cosine.across > 0
+    assert sum(squared) / 60 == pytest.approx(0, abs=0.025)
+
+
 def test_the_mean_keeps_its_sign_and_the_leading_direction_has_none() -> None:
     a = normal(40, 30) * 0.1
     a[:, 0] += 1
@@ -140,6 +173,15 @@ def test_the_corrected_effective_rank_has_no_bias_where_the_plain_one_is_bound_b
     corrected = torch.tensor([1 / each.effective_rank_corrected for each in found]).mean() ** -1
     assert float(corrected) == pytest.approx(100, rel=0.05)
     assert max(each.effective_rank for each in found) < 24
+
+
+def test_the_corrected_effective_rank_has_no_bias_where_lengths_differ() -> None:
+    lengths = [(0.7 * normal(24, seed=seed + 500)).exp()[:, None] for seed in range(100)]
+    found = [
+        Gram(g @ g.T).spectrum() for g in (length * normal(24, 100, seed=seed) for seed, length in enumerate(lengths))
+    ]
+    corrected = torch.tensor([1 / each.effective_rank_corrected for each in found]).mean() ** -1
+    assert float(corrected) == pytest.approx(100, rel=0.05)
 
 
 def test_weights_are_those_of_the_weighted_matrix() -> None:
@@ -208,6 +250,8 @@ def test_what_the_same_samples_share_is_not_taken_for_a_common_direction(kind: s
 def test_sets_that_are_paired_are_of_one_size() -> None:
     with pytest.raises(ValueError, match="sets of 8 and 6 samples"):
         alignment(Gram(torch.eye(20)), torch.arange(8), torch.arange(8, 14), "mean", paired=True)
+    with pytest.raises(ValueError, match="sets of 3 and 8 samples; expected four or more"):
+        alignment(Gram(torch.eye(20)), torch.arange(3), torch.arange(8), "mean")
 
 
 def test_a_mean_that_is_noise_is_not_said_to_be_the_leading_direction() -> None:
@@ -239,12 +283,13 @@ def test_bands_of_one_law_are_one_whatever_their_noise() -> None:
 def test_the_word_of_the_linear_model_is_the_best_bound_s() -> None:
     def told(cosine: float, sine: float) -> str:
         rest = {"remainder_ratio": Estimate(0.49, 0.01, 64), "remainder_sine": Estimate(sine, 0.01, 64)}
+        rest["remainder_itself"] = Estimate(0.9, 0.01, 64)
         figures = audit({(ALL, OWN): along(3, 64)}).estimates(repeats=2)[ALL]
         [said] = verdict({ALL: {**figures, **rest, "remainder_bound_cosine": Estimate(cosine, 0.01, 64)}})
         return said
 
     assert "bound to survive (cosine 0.99" in told(0.99, 0.04)
-    assert "at sine 0.6 +- 0.02, bound to a cosine of 0.77 +- 0.02 or more" in told(0.77, 0.6)
+    assert "at sine 0.6 [0.58, 0.62], bound to a cosine of 0.77 [0.75, 0.79] or more" in told(0.77, 0.6)
     assert "no bound holds it" in told(0.0, 0.6)
 
 
