@@ -156,8 +156,8 @@ def displaced(model: nn.Module, displacement: Mapping[str, Tensor]) -> Iterator[
 
 @contextmanager
 def placed(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
-    """The model with other weights; as it was, bit for bit, on leaving."""
-    current = parameters.select(dict(model.named_parameters()), weights)
+    """The model with other weights, of parameters or buffers; as it was, bit for bit, on leaving."""
+    current = parameters.select({**dict(model.named_parameters()), **dict(model.named_buffers())}, weights)
     before = parameters.clone(current)
     try:
         with torch.no_grad():

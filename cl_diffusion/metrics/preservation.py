@@ -138,15 +138,15 @@ class Damage:
         whole: of ``D``.
         along: of its part along one unit direction, by the direction's name.
         without: of the rest of it.
-        held: by name, the share of ``|D|^2`` that the part has.
-        slopes: derivatives along ``D`` itself (not of unit length).
+        held: by name, the share of ``|D|^2`` that the part has; of the direction as it was found, without an error.
+        slopes: derivatives along ``D`` itself (not of unit length); None where they are not known.
     """
 
     whole: Changes
     along: Mapping[str, Changes]
     without: Mapping[str, Changes]
     held: Mapping[str, float]
-    slopes: Slopes
+    slopes: Slopes | None = None
 
     def estimates(self, repeats: int = 40, seed: int = 0) -> dict[str, Estimate]:
         """Figures with their standard error over half samples.
@@ -163,17 +163,16 @@ class Damage:
     def _figures(self, members: Members) -> dict[str, float]:
         chosen = members["samples"]
         whole = float(self.whole.loss[chosen].mean())
-        found = {
-            "loss": whole,
-            "each_loss": float(self.whole.loss[chosen].square().mean()) ** 0.5,
-            "each_loss_predicted": float(self.slopes.loss[chosen].square().mean()) ** 0.5,
-        }
-        if self.slopes.curvature is not None:
-            second = self.slopes.loss[chosen] + self.slopes.curvature[chosen] / 2
-            found["predicted"] = float(second.mean())
-        if self.slopes.output is not None and self.whole.output is not None:
+        found = {"loss": whole, "each_loss": float(self.whole.loss[chosen].square().mean()) ** 0.5}
+        if self.whole.output is not None:
             found["output"] = float(self.whole.output[chosen].mean())
-            found["output_predicted"] = float(self.slopes.output[chosen].mean())
+        if self.slopes is not None:
+            found["each_loss_predicted"] = float(self.slopes.loss[chosen].square().mean()) ** 0.5
+            if self.slopes.curvature is not None:
+                second = self.slopes.loss[chosen] + self.slopes.curvature[chosen] / 2
+                found["predicted"] = float(second.mean())
+            if self.slopes.output is not None:
+                found["output_predicted"] = float(self.slopes.output[chosen].mean())
         for name, along in self.along.items():
             part = float(along.loss[chosen].mean())
             found[f"loss_along {name}"] = part

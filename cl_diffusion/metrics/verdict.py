@@ -45,8 +45,8 @@ def verdict(figures: Mapping[str, Figures]) -> list[str]:
       labels and data have to do with it, from ``v_relabelled_corrected`` and ``v_noise_corrected``;
     - *mean*: the same of ``mu_itself``, and where it is determined ``mu_to_v``;
     - *linear model*: where both directions are determined (``v_itself``, ``remainder_itself``):
-      ``remainder_bound_cosine``, of the least bound, high: the linear denoiser's direction is bound to survive; else the
-      bound and the measured angle are said;
+      ``remainder_bound_cosine``, of the least bound, high: the linear denoiser's direction is bound to survive; else
+      the bound and the measured angle are said;
     - *true Fisher*: its leading share against the empirical one's, where both are known and the intervals apart.
     """
     return [f"{band}: {'; '.join(said)}." for band, of in figures.items() if (said := _of_band(of))]

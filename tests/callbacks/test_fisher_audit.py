@@ -50,6 +50,7 @@ def test_every_boundary_is_audited_and_training_is_bit_for_bit_the_same(tmp_path
     assert all("too few samples" in said for said in first["verdict"])
     assert first["preservation"]["all"]["output/ratio/" + next(iter(first["predictions"]["all"]))]["value"] > 0
     assert (first["damage"], second["damage"].keys()) == ({}, {"low", "high", "all"})
+    assert second["provenance"]["damage"] == {"task": 1, "later": "after task 2"}
     assert second["damage"]["all"]["loss"]["value"] != 0
     pictures = {path.name for path in (tmp_path / "audit" / "after_task_2").glob("*.png")}
     assert pictures == {"directions.png", "spectra.png", "remainder.png", "preservation.png", "damage.png"}
@@ -72,7 +73,7 @@ def test_a_resumed_fit_lays_the_same_damage_to_the_task_before(tmp_path: Path) -
 
 
 def test_a_checkpoint_alone_is_audited_and_what_came_later_is_laid_to_it(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, recwarn: pytest.WarningsRecorder
 ) -> None:
     main(["fit", "--config", str(configuration(folder, strength=None, **SAMPLES)), "--run", "run"])
     audit = Path(__file__).parents[2] / "configs/diagnostics/audit.yaml"
@@ -90,6 +91,14 @@ def test_a_checkpoint_alone_is_audited_and_what_came_later_is_laid_to_it(
     with pytest.raises(ValueError, match="has the very weights of the audited checkpoint"):
         main([*words, *same, "--trainer.accelerator=cpu"])
     assert not Path("run/same").exists()
+    assert of["provenance"]["damage"] == {"task": 1, "later": str(checkpoints / "after_task_2.ckpt")}
+    words[4] = str(checkpoints / "after_task_2.ckpt")
+    earlier = [f"--trainer.callbacks.later={checkpoints / 'after_task_1.ckpt'}", "--trainer.callbacks.samples=64"]
+    recwarn.clear()
+    main([*words, *earlier, "--trainer.accelerator=cpu"])
+    said = "\n".join(str(warning.message) for warning in recwarn)
+    assert "it is an earlier one" in said
+    assert "task 2 has 29 samples, fewer than samples=64" in said
     with pytest.raises(ValueError, match="inference mode"):
         main([*words, "--trainer.inference_mode=true", "--trainer.accelerator=cpu"])
     with pytest.raises(ValueError, match="task=3; expected one of the stream's, 1 to 2"):
@@ -143,6 +152,25 @@ def test_a_task_of_a_few_samples_is_passed_over_with_a_warning(tmp_path: Path) -
     with pytest.warns(UserWarning, match="task 1 has 5 samples, and an audit needs 8"):
         trainer(FisherAudit(**QUICK), default_root_dir=str(tmp_path)).fit(Regression(), loader(0, samples=5))
     assert not (tmp_path / "audit").exists()
+
+
+class Recurrent(Regression):
+    """torch's LSTM has no forward-mode derivative."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = torch.nn.LSTM(3, 3, batch_first=True)
+
+    def per_sample_loss(self, batch: Any) -> torch.Tensor:
+        x, y = batch
+        return super().per_sample_loss((self.cell(x[:, None])[0][:, 0], y))
+
+
+def test_a_module_without_forward_mode_derivatives_is_told_at_once_what_to_leave_out(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"Recurrent has no forward-mode derivative.*radii=\[\]"):
+        trainer(FisherAudit(**QUICK), default_root_dir=str(tmp_path)).fit(Recurrent(), loader(0))
+    trainer(FisherAudit(**{**QUICK, "radii": []}), default_root_dir=str(tmp_path)).fit(Recurrent(), loader(0))
+    assert found(tmp_path, 1)["preservation"] == {}
 
 
 class OnlySteps(Regression):

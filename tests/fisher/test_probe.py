@@ -86,6 +86,14 @@ def test_a_model_is_put_back_when_a_step_fails() -> None:
     assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True))
 
 
+def test_statistics_are_put_in_place_as_weights_are() -> None:
+    model = torch.nn.BatchNorm1d(3).eval()
+    x, before = torch.randn(5, 3), deepcopy(model.state_dict())
+    with placed(model, {"weight": 2 * torch.ones(3), "running_mean": torch.full((3,), 5.0)}):
+        torch.testing.assert_close(model(x), 2 * (x - 5), rtol=1e-4, atol=1e-4)
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True))
+
+
 def test_a_direction_of_known_coordinates_is_the_combination_of_gradients() -> None:
     model, (x, y) = problem("mlp", 13)
     sources = [

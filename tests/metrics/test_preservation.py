@@ -93,6 +93,7 @@ def test_the_damage_of_a_displacement_is_split_by_directions() -> None:
     n = 40
     zeros = torch.zeros(n, dtype=torch.float64)
     whole, part, rest = (Changes(zeros + value, None, None) for value in (1.0, 0.25, 0.75))
+    assert set(Damage(whole, {}, {}, {}).estimates()) == {"loss", "each_loss"}  # without derivatives
     found = Damage(whole, {"v": part}, {"v": rest}, {"v": 0.01}, Slopes(zeros + 0.5, zeros + 0.8, zeros)).estimates()
     assert found["loss"].value == 1
     assert found["share_along v"].value == 0.25

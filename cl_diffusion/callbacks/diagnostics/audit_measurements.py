@@ -96,7 +96,8 @@ class AuditMeasurements:
                 along[name] = probe.changes(part)
                 without[name] = probe.changes(parameters.subtract(displacement, part))
                 held[name] = projection**2 / squared
-            damage = Damage(probe.changes(displacement), along, without, held, probe.slopes(displacement))
+            slopes = probe.slopes(displacement) if self.radii else None
+            damage = Damage(probe.changes(displacement), along, without, held, slopes)
             found[band] = damage.estimates(self.repeats, self.seed)
         return found
 

@@ -27,6 +27,7 @@ from cl_diffusion.fisher.population import (
     select,
     world_size,
 )
+from cl_diffusion.fisher.probe import Probe
 from cl_diffusion.fisher.residual import RESIDUALS, Empirical, OfOutput
 from cl_diffusion.fisher.samples import Samples
 from cl_diffusion.keys import KeyedBatch, derive_keys
@@ -108,12 +109,29 @@ class AuditSources:
             found[TRUE] = Samples(own, RESIDUALS["model"])
         return {kind: samples for kind, samples in found.items() if kind in self.kinds}
 
-    def try_out(self) -> None:
-        """Raise what an audit would raise of a module and batches that it does not fit; by a few samples' gradients."""
+    def try_out(self, steps: bool) -> None:
+        """Raise what an audit would raise of a module and batches that it does not fit; by a few samples' gradients.
+
+        Args:
+            steps: try a forward-mode derivative too, as steps along directions need.
+
+        Raises:
+            ValueError: the module has no forward-mode derivative.
+        """
         for band in self.names:
             for samples in self.sources(band).values():
                 if (first := next(samples.drawn(), None)) is not None:
                     next(samples.per_sample(first), None)
+        if steps and len(self.own):
+            two = Chosen(self.own, 2, self.seed)
+            probe = Probe(self._population(two, ALL, "own", lambda batch, keys: batch))
+            try:
+                probe.slopes({})
+            except (NotImplementedError, RuntimeError) as error:
+                raise ValueError(
+                    f"{type(self.module).__name__} has no forward-mode derivative, which steps along directions need "
+                    f"({str(error).splitlines()[0]}); give the audit radii=[], which leaves them out"
+                ) from error
 
     def population(self, band: str) -> Population:
         """The task's own samples in a band."""

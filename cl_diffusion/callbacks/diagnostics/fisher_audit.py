@@ -7,7 +7,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from typing_extensions import override
@@ -16,12 +15,13 @@ from cl_diffusion.callbacks.diagnostics.audit_measurements import AuditMeasureme
 from cl_diffusion.callbacks.diagnostics.audit_pictures import draw_audit
 from cl_diffusion.callbacks.diagnostics.audit_record import AuditRecord, described
 from cl_diffusion.callbacks.diagnostics.audit_sources import FEWEST, AuditSources, takes_band, task_batches
+from cl_diffusion.callbacks.diagnostics.audited_checkpoint import displacement, learned, progress
 from cl_diffusion.callbacks.regularization.unrecorded import unrecorded
 from cl_diffusion.callbacks.task import TaskCallback, task_stream
 from cl_diffusion.diffusion import SNRBands
 from cl_diffusion.fisher.population import world_size
 from cl_diffusion.fisher.probe import placed
-from cl_diffusion.linalg import Parameters, parameters
+from cl_diffusion.linalg import parameters
 from cl_diffusion.metrics.gradient_audit import KINDS
 from cl_diffusion.progress import track
 
@@ -36,7 +36,8 @@ class FisherAudit(TaskCallback):
       task's labels, pure noise's; what a linear denoiser explains of it (``GradientAudit``);
     - steps along those directions, random ones and single coordinates: what each matrix predicts of losses and outputs,
       and what happens (``Preservation``), on draws that the directions have not seen;
-    - once the next task is learned: how much of the damage to this one lies along its directions (``Damage``);
+    - once the next task is learned: how much of the damage to this one lies along its directions (``Damage``), by what
+      its parameters have moved: buffers are those of this task's end;
     - a verdict in words, by stated rules, never more certain than the intervals (``verdict``).
 
     Training is bit for bit the same with and without it. Nothing of size P x P is formed: gradients are held as
@@ -52,14 +53,16 @@ class FisherAudit(TaskCallback):
         samples: of each task, at random; the same in each band, with other draws. Cost grows with their square.
         other: the task compared with is so many further on in the stream, from the last on to the first.
         kinds: what is compared, of ``cl_diffusion.metrics.gradient_audit.KINDS``; fewer cost less.
-        radii: of the steps, as shares of the length of all parameters together; none leaves the steps out.
+        radii: of the steps, as shares of the length of all parameters together; none leaves the steps out, and what of
+            the damage the derivatives predict: a module without forward-mode derivatives needs that.
         random: so many random directions and as many coordinates among those probed.
         tau: of the output normalisation.
         memory_budget: bytes of gradients held at once.
         repeats: half samples that an interval is taken from.
         seed: of draws, random directions and half samples.
         task: for a checkpoint, which task it has just learned, from 1; None is what its epoch says.
-        later: for a checkpoint, that of a model trained further, whose damage to the task is measured.
+        later: for a checkpoint, that of a model trained further, whose damage to the audited task is measured. Within
+            a fit it is the task before that an audit has the damage to.
         epochs_per_task: the clock of a project whose data module knows nothing of tasks (see ``TaskCallback``).
         name: of the folder within the run; two audits in one Trainer need two names.
 
@@ -155,67 +158,58 @@ class FisherAudit(TaskCallback):
             return [batch] if stream is None else islice(task_batches(trainer, task), 1)
 
         with unrecorded(trainer, pl_module, weights=True):
-            self._subject(trainer, pl_module, self._running, samples=2, batches=few).try_out()
+            first = self._subject(trainer, pl_module, self._running, samples=2, batches=few)
+            first.try_out(steps=bool(self.settings["radii"]))
 
     @override
     def on_task_end(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
-        progress = {"epoch": trainer.current_epoch, "global_step": trainer.global_step, "weights": "raw"}
+        at = {"epoch": trainer.current_epoch, "global_step": trainer.global_step, "weights": "raw"}
         with unrecorded(trainer, pl_module, weights=True):
-            found = self._audit(trainer, pl_module, task, progress)
+            found = self._audit(trainer, pl_module, task, at)
         if found is not None:
             self._publish(trainer, found, task)
 
-    def _audit(
-        self, trainer: Trainer, module: LightningModule, task: int, progress: dict[str, Any]
-    ) -> AuditRecord | None:
+    def _audit(self, trainer: Trainer, module: LightningModule, task: int, at: dict[str, Any]) -> AuditRecord | None:
         """Of the current weights, and of what has become of the task before."""
         kept, self._kept = self._kept, None
         subject, measurements = self._subject(trainer, module, task), self._measurements(trainer)
         if len(subject.own) < FEWEST:
             rank_zero_warn(f"task {task + 1} has {len(subject.own)} samples, and an audit needs {FEWEST}: it has none")
             return None
-        record, directions = measurements.audit(subject, self._provenance(module, subject, progress))
+        record, directions = measurements.audit(subject, self._provenance(module, subject, at))
         if task_stream(trainer) is None:  # the task's samples will be gone by the next boundary
             return record
         now = parameters.trainable_parameters(module)
         if kept is not None and now.keys() == kept["weights"].keys():
             before = {name: kept["weights"][name].to(w) for name, w in now.items()}
-            displacement = {name: w.detach() - before[name] for name, w in now.items()}
+            moved = {name: w.detach() - before[name] for name, w in now.items()}
             old = self._subject(trainer, module, kept["task"])
-            with placed(module, before):
-                record.damage = measurements.damage(old, displacement, kept["directions"])
+            with placed(module, {**before, **kept["buffers"]}):
+                record.damage = measurements.damage(old, moved, kept["directions"])
+            record.provenance["damage"] = {"task": kept["task"] + 1, "later": f"after task {task + 1}"}
         self._kept = {
             "task": task,
             "weights": {name: w.detach().cpu().clone() for name, w in now.items()},
+            "buffers": {name: b.detach().cpu().clone() for name, b in module.named_buffers()},
             "directions": {name: {key: x.cpu() for key, x in v.items()} for name, v in directions.items()},
         }
         return record
 
     @override
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.ckpt_path is None and self.task is None:
-            raise ValueError("task=None, and there is no checkpoint whose epoch would say which task was learned last")
-        progress: dict[str, Any] = {}
-        if trainer.ckpt_path is not None:
-            checkpoint = _loaded(trainer.ckpt_path)
-            progress = {name: checkpoint[name] for name in ("epoch", "global_step")}
-            averaged = "current_model_state" in checkpoint  # what Lightning's weight averaging keeps beside the average
-            progress |= {"checkpoint": str(trainer.ckpt_path), "weights": "averaged" if averaged else "raw"}
-        stream = task_stream(trainer)
+        at, stream = progress(trainer), task_stream(trainer)
         assert stream is not None  # refused in setup
-        at = min(stream.task_at(progress["epoch"]), stream.num_tasks - 1) if self.task is None else self.task - 1
-        task = int(at)
-        if not 0 <= task < stream.num_tasks:
-            raise ValueError(f"task={task + 1}; expected one of the stream's, 1 to {stream.num_tasks}")
+        task = learned(stream, self.task, at)
         if (before := self._folder(trainer, task) / "audit.json").exists():
             raise ValueError(f"{before} is there already; give the callback another `name`, or move that audit away")
         with unrecorded(trainer, pl_module, weights=True):
-            displacement = self._displacement(pl_module)
+            moved = None if self.later is None else displacement(pl_module, self.later, at)
             measurements, subject = self._measurements(trainer), self._subject(trainer, pl_module, task)
-            record, directions = measurements.audit(subject, self._provenance(pl_module, subject, progress))
-            if displacement is not None:
-                record.damage = measurements.damage(subject, displacement, directions)
-                record.provenance["later"] = self.later
+            subject.try_out(steps=bool(self.settings["radii"]))
+            record, directions = measurements.audit(subject, self._provenance(pl_module, subject, at))
+            if moved is not None:
+                record.damage = measurements.damage(subject, moved, directions)
+                record.provenance["damage"] = {"task": task + 1, "later": self.later}
         self._publish(trainer, record, task)
 
     @override
@@ -226,19 +220,6 @@ class FisherAudit(TaskCallback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
         self._kept = state_dict["kept"]
-
-    def _displacement(self, module: LightningModule) -> Parameters | None:
-        """From the weights to those of ``later``."""
-        if self.later is None:
-            return None
-        weights = parameters.trainable_parameters(module)
-        later = parameters.select(_loaded(self.later)["state_dict"], weights)
-        displacement = {name: later[name].to(w) - w.detach() for name, w in weights.items()}
-        if not any(bool(moved.any()) for moved in displacement.values()):
-            raise ValueError(
-                f"later={self.later!r} has the very weights of the audited checkpoint; give that of a later task"
-            )
-        return displacement
 
     def _folder(self, trainer: Trainer, task: int) -> Path:
         """Of a task's audit; a broadcast, so that every process takes part."""
@@ -290,11 +271,9 @@ class FisherAudit(TaskCallback):
         number = samples or self.samples
         return AuditSources(trainer, module, task, compared, bands, number, seed, self.kinds, batches)
 
-    def _provenance(self, module: LightningModule, subject: AuditSources, progress: dict[str, Any]) -> dict[str, Any]:
+    def _provenance(self, module: LightningModule, subject: AuditSources, at: dict[str, Any]) -> dict[str, Any]:
+        for number, there in ((subject.task, subject.own), (subject.compared, subject.other)):
+            if there is not None and number is not None and len(there) < self.samples:
+                rank_zero_warn(f"task {number + 1} has {len(there)} samples, fewer than samples={self.samples}")
         settings = {name: value for name, value in self.settings.items() if name != "memory_budget"}
-        return {**subject.describe(), **settings, **described(module), **progress, "processes": world_size()}
-
-
-def _loaded(path: Any) -> dict[str, Any]:
-    checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    return checkpoint
+        return {**subject.describe(), **settings, **described(module), **at, "processes": world_size()}
