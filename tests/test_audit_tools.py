@@ -19,6 +19,14 @@ def figure(value: float | None, known: bool = True) -> dict[str, Any]:
     return {"value": value, "low": low, "high": high, "samples": 64, "known": known}
 
 
+def written(folder: str, audit: dict[str, Any]) -> str:
+    """An audit where a run has it."""
+    path = Path(folder) / "after_task_1" / "audit.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(audit))
+    return str(path)
+
+
 def run(name: str, monkeypatch: pytest.MonkeyPatch, *words: str) -> Any:
     monkeypatch.syspath_prepend(str(ROOT / "tools"))
     monkeypatch.setattr(sys, "argv", [f"{name}.py", *words])
@@ -37,21 +45,38 @@ def test_audits_of_several_seeds_make_means_and_what_is_not_known_is_in_brackets
             "preservation": {"low": {f"loss/ratio/{0.6 + seed}": figure(1.0), "output/ratio/0.6": figure(0.9)}},
             "damage": {"low": {"loss": figure(0.2 + 0.2 * seed)}},
         }
-        Path(f"{seed}.json").write_text(json.dumps(audit))
-    run("audit_table", monkeypatch, "0.json", "1.json")
+        audit["provenance"]["damage"] = {"task": 1, "later": None}
+        written(f"run_{seed}/audit", audit)
+    zero, one = (str(folder / f"run_{seed}/audit/after_task_1/audit.json") for seed in (0, 1))
+    run("audit_table", monkeypatch, zero, one)
     told = capsys.readouterr().out
     assert "| low | 0.6 +- 0.1 |" in told
     assert "(0.9 +- 0)" in told
     assert r"| low, r = 0.01 \|theta\| | 1 +- 0 |" in told
     assert "| low | 0.3 +- 0.1 |" in told
     assert "| low | none |" in told  # no bound holds in one of the two
-    run("audit_table", monkeypatch, "1.json")
+    assert "Damage to task 1" in told
+    run("audit_table", monkeypatch, one)
     told = capsys.readouterr().out
     assert "| low | 0.7 +- 0.051 |" in told  # of one audit, over samples
     assert "| low | 0.95 +- 0.051 |" in told
-    with pytest.raises(SystemExit):
-        run("audit_table", monkeypatch, "nowhere.json")
-    assert "nowhere.json is no file; expected audit.json" in capsys.readouterr().err
+    content = json.loads(Path(one).read_text())
+    same = written("run_1/other", content)
+    without = written("run_2/audit", {**content, "damage": {}})
+    fewer = written("run_3/audit", {**content, "provenance": {**content["provenance"], "samples": 32}})
+    run("audit_table", monkeypatch, one, without)
+    assert "(damage: told by 1 of 2 audits, and left out)" in capsys.readouterr().out
+    Path("none.json").write_text("{}")
+    for words, message in {
+        ("nowhere.json",): "nowhere.json is no file; expected audit.json",
+        ("none.json",): "none.json is no audit.json as FisherAudit writes it (KeyError('provenance'))",
+        (__file__,): "is no audit.json as FisherAudit writes it",
+        (one, same): "are of one run; a mean over audits is one over trainings",
+        (one, fewer): "the audits differ in their samples, so that they do not compare: 32 and 64",
+    }.items():
+        with pytest.raises(SystemExit):
+            run("audit_table", monkeypatch, *words)
+        assert message in capsys.readouterr().err
 
 
 def test_the_figures_at_single_timesteps_are_drawn_beside_the_published(
@@ -59,13 +84,14 @@ def test_the_figures_at_single_timesteps_are_drawn_beside_the_published(
 ) -> None:
     names = ("second_to_first", "leading_share", "leading_error", "mean_error", "diagonal_error", "mu_itself")
     bands = {f"t = {t}": {name: figure(0.3) for name in names} for t in (700, 100)}
+    bands["t = 700"]["second_to_first"]["known"] = False
     bands["t = 700"]["mu_with t = 100"] = bands["t = 100"]["mu_with t = 700"] = figure(0.8)
     audit = {"figures": {**bands, "all": {}}, "nonlinearity": {"t = 700": figure(0.01), "t = 100": figure(0.5)}}
     Path("audit.json").write_text(json.dumps(audit))
     run("rank1_figures", monkeypatch, "audit.json", "--out", "pictures")
     lines = capsys.readouterr().out.splitlines()
-    assert lines[2].startswith("| 100 | 0.3 +- 0.1 (< 0.4) |")
-    assert "(0.022)" in lines[3]
+    assert lines[2].startswith("| 100 | 0.3 +- 0.1; published < 0.4 |")
+    assert "(0.3 +- 0.1); published 0.022" in lines[3]
     assert {path.name for path in Path("pictures").iterdir()} == {
         f"{name}.png" for name in ("spectrum", "errors", "linearity", "means")
     }

@@ -106,7 +106,7 @@ def test_a_matrix_goes_on_where_it_stopped(
     before = (folder / "method" / "ewc_rank1.yaml").read_text()
     (folder / "method" / "ewc_rank1.yaml").write_text(before.replace("15000.0", "1.0"))
     refused = run(tool, monkeypatch, *command)
-    assert "rank1, seed 4 was run with another configuration: method/ewc_rank1.yaml; name another" in refused
+    assert "rank1, seed 4 was run with another configuration: the content of method/ewc_rank1; name another" in refused
     (folder / "method" / "ewc_rank1.yaml").write_text(f"# said anew\n{before}")
     (cells["rank1"] / "yardstick.json").write_text(
         '{"reference_classifier": "b", "held_out_accuracy": 1, "inception": false}'
@@ -194,6 +194,22 @@ def test_runs_of_different_lengths_are_not_compared(tools: Any) -> None:
     rows = {"rank1": {0: outcome(outcomes, KEPT)}, "finetune": {0: outcome(outcomes, LOST[:2])}}
     with pytest.raises(ValueError, match="ended after \\[2, 3\\] tasks"):
         outcomes.Comparison(rows, presets.PRESETS["digits"], "finetune")
+
+
+def test_other_files_and_other_orders_are_other_cells(tools: Any, folder: Path) -> None:
+    tool, _, presets = tools
+    cell, preset, one = tool.Cell("finetune", None, 0), presets.Preset(("base",)), folder / "one.yaml"
+    one.write_text("seed_everything: 1\n")
+    words = ["-c", str(one), "--data.batch_size=4", "--data.batch_size=8"]
+    marker = cell.folder(folder) / tool.FINISHED
+    marker.parent.mkdir(parents=True)
+    marker.write_text(json.dumps(cell.identity(preset, words)))
+    assert cell.finished(preset, words, folder)
+    with pytest.raises(ValueError, match="another order of .* --data.batch_size=8 --data.batch_size=4"):
+        cell.finished(preset, [*words[:2], *reversed(words[2:])], folder)
+    one.write_text("seed_everything: 2\n")
+    with pytest.raises(ValueError, match=r"the content of .*one.yaml"):
+        cell.finished(preset, words, folder)
 
 
 def test_an_argument_may_be_spelled_in_two_ways(tools: Any) -> None:

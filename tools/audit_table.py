@@ -2,8 +2,10 @@
 
     python tools/audit_table.py runs/seed_*/audit/after_task_1/audit.json
 
-Of one audit, its figures, plus or minus the standard error over samples. In brackets: what the samples of one of the
-audits do not support (``known`` in ``audit.json``). Sampling noise may take corrected cosines beyond 1.
+Of one audit, its figures, plus or minus the standard error over samples; of several, each of a run of its own, over
+audits. In brackets: what the samples of one of them do not support (``known`` in ``audit.json``). Sampling noise may
+take corrected cosines beyond 1, and errors and cosines of eigenvectors below 0. Rank one along ``v`` or ``mu`` is along
+what half of the samples have.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ SHAPE = {
     "second_to_first": "lambda_2/lambda_1",
     "effective_rank_corrected": "effective rank",
     "diagonal_error": "error of the diagonal",
-    "leading_error": "of the best rank one",
+    "leading_error": "of rank one along v",
     "mean_error": "of rank one along mu",
     "mu_to_v": "cos(mu, v)",
     "trace_share": "share of the trace",
@@ -127,25 +129,53 @@ def damaged(audits: Sequence[Audit]) -> str:
     for name in ("v, all", "mu, all"):
         parts |= {f"loss_along {name}": f"along {name} alone", f"loss_without {name}": f"all but along {name}"}
         parts[f"length_along {name}"] = f"|D|^2 along {name}"
-    return by_band(audits, "damage", parts) if all(audit["damage"] for audit in audits) else ""
+    there = sum(bool(audit["damage"]) for audit in audits)
+    if there < len(audits):
+        return f"(damage: told by {there} of {len(audits)} audits, and left out)" if there else ""
+    return f"Damage to task {audits[0]['provenance']['damage']['task']}\n\n{by_band(audits, 'damage', parts)}"
+
+
+def loaded(paths: Sequence[Path]) -> list[Audit]:
+    """The audits, of runs of their own and as many samples of the same.
+
+    Raises:
+        ValueError: one of them is none, or they do not compare.
+    """
+    audits: list[Audit] = []
+    for path in paths:
+        if not path.is_file():
+            raise ValueError(f"{path} is no file; expected audit.json as FisherAudit writes it")
+        try:
+            audit = json.loads(path.read_text())
+            audits.append({part: audit[part] for part in ("provenance", "figures", "preservation", "damage")})
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is no audit.json as FisherAudit writes it ({error!r})") from error
+    runs = [path.resolve().parent.parent.parent for path in paths]
+    if twice := [path for path, run in zip(paths, runs, strict=True) if runs.count(run) > 1]:
+        raise ValueError(f"{twice[0]} and {twice[1]} are of one run; a mean over audits is one over trainings")
+    for name in ("bands", "radii", "task", "other", "samples", "weights", "tau"):
+        if len(found := {json.dumps(audit["provenance"].get(name)) for audit in audits}) > 1:
+            raise ValueError(
+                f"the audits differ in their {name}, so that they do not compare: {' and '.join(sorted(found))}"
+            )
+    return audits
 
 
 def main() -> None:
     """Print the tables of the given audits."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("audits", type=Path, nargs="+")
-    paths = parser.parse_args().audits
-    if missing := [path for path in paths if not path.is_file()]:
-        parser.error(f"{missing[0]} is no file; expected audit.json as FisherAudit writes it")
-    audits: list[Audit] = [json.loads(path.read_text()) for path in paths]
+    try:
+        audits = loaded(parser.parse_args().audits)
+    except ValueError as error:
+        parser.error(str(error))
     of = audits[0]["provenance"]
-    for name in ("bands", "radii", "task", "other"):
-        if any(audit["provenance"].get(name) != of.get(name) for audit in audits):
-            raise SystemExit(f"the audits differ in their {name}, so that they do not compare")
     beside = "" if of["other"] is None else f" beside task {of['other']}"
-    over = "over audits" if len(audits) > 1 else "over samples"
-    print(f"{len(audits)} audit(s) of task {of['task']}{beside}, {of['samples']} samples a band; plus or minus the")
-    print(f"standard error {over}; in brackets what the samples of one of them do not support\n")
+    several = len(audits) > 1
+    print(
+        f"{len(audits)} audit{'s' * several} of task {of['task']}{beside}, {of['samples']} samples a band; plus or minus"
+    )
+    print(f"the standard error over {'audits' if several else 'samples'}; in brackets: not supported by the samples\n")
     sections: list[Callable[[], str]] = [
         lambda: by_band(audits, "figures", SHAPE),
         lambda: by_band(audits, "figures", DIRECTION),

@@ -4,10 +4,11 @@
     python tools/rank1_figures.py runs/mnist16_joint/timesteps/after_task_5/audit.json
 
 ``spectrum.png``: lambda_2 / lambda_1 and lambda_1 / trace of the empirical Fisher at each timestep. ``errors.png``:
-relative Frobenius errors of its best rank one, of rank one along the mean gradient, and of its diagonal.
+relative Frobenius errors of rank one along the leading eigenvector and along the mean gradient that half of the samples
+have, and of its diagonal; below 0 where sampling noise takes them there.
 ``linearity.png``: how far the predicted noise is from the best multiple of ``x_t``. ``means.png``: the cosines between
 the mean gradients of different timesteps, without what sampling noise takes from each. And the table of all of them.
-Bars are 95 per cent intervals over samples.
+Bars are 95 per cent intervals over samples; hollow or in brackets is what the samples do not support.
 """
 
 from __future__ import annotations
@@ -48,15 +49,19 @@ def draw_curves(figures: Figures, names: Mapping[str, str], title: str, path: Pa
 
     picture, axes = pyplot.subplots(figsize=(6.5, 4.2), layout="constrained")
     for number, (name, label) in enumerate(names.items()):
-        known = {t: of[name] for t, of in figures.items() if None not in (of[name]["value"], of[name]["high"])}
-        values = [of["value"] for of in known.values()]
-        errors = [(of["high"] - of["low"]) / 2 for of in known.values()]
-        axes.errorbar(list(known), values, yerr=errors, marker="o", capsize=2, color=f"C{number}", label=label)
+        there = {t: of[name] for t, of in figures.items() if None not in (of[name]["value"], of[name]["high"])}
+        values = [of["value"] for of in there.values()]
+        errors = [(of["high"] - of["low"]) / 2 for of in there.values()]
+        axes.errorbar(list(there), values, yerr=errors, capsize=2, color=f"C{number}", label=label)
+        for t, of in there.items():
+            face = f"C{number}" if of["known"] else "white"
+            axes.plot(t, of["value"], "o", color=f"C{number}", markerfacecolor=face)
         crosses = {t: value for t, (_, value) in PUBLISHED.get(name, {}).items()}
         if crosses:
             published = f"{label}, published"
             axes.plot(list(crosses), list(crosses.values()), "x", markersize=9, color=f"C{number}", label=published)
-    axes.set(xlabel="t", title=title, ylim=(0, 1.1))
+    axes.set(xlabel="t (hollow: not supported by the samples)", title=title, ylim=(-0.2, 1.1))
+    axes.axhline(0, color="grey", linewidth=0.5)
     axes.grid(alpha=0.3)
     picture.legend(fontsize=8, loc="outside lower center", ncols=3)
     picture.savefig(path, dpi=120)
@@ -90,8 +95,10 @@ def draw_means(figures: Figures, path: Path) -> None:
     for row, values in enumerate(cosines):
         for column, value in enumerate(values):
             color = "white" if abs(value) > 0.7 else "black"
-            axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=6, color=color)
-    axes.set(title="cosines of mean gradients", xlabel="t", ylabel="t")
+            known = row == column or figures[timesteps[row]][f"mu_with t = {timesteps[column]}"]["known"]
+            said = f"{value:.2f}" if known else f"({value:.2f})"
+            axes.text(column, row, said, ha="center", va="center", fontsize=6, color=color)
+    axes.set(title="cosines of mean gradients", xlabel="t (in brackets: not supported by the samples)", ylabel="t")
     picture.colorbar(shown)
     picture.savefig(path, dpi=120)
     pyplot.close(picture)
@@ -113,10 +120,11 @@ def told(figures: Figures, audit: Mapping[str, Any]) -> str:
             cell = "" if figure["value"] is None else f"{figure['value']:.3g}"
             if None not in (figure["low"], figure["high"]):
                 cell += f" +- {(figure['high'] - figure['low']) / 2:.1g}"
-            line.append(cell + (f" ({published[0]})" if published else ""))
+            cell = cell if figure["known"] or not cell else f"({cell})"
+            line.append(cell + (f"; published {published[0]}" if published else ""))
         apart = audit["nonlinearity"][f"t = {t}"]
         lines.append([*line, f"{apart['value']:.2g} +- {(apart['high'] - apart['low']) / 2:.1g}"])
-    return table(["t (in brackets: published)", *names, "distance from linear"], lines)
+    return table(["t", *names, "distance from linear"], lines)
 
 
 def main() -> None:
@@ -135,7 +143,7 @@ def main() -> None:
     shape = {"second_to_first": "lambda_2 / lambda_1", "leading_share": "lambda_1 / trace"}
     draw_curves(figures, shape, "spectrum of the empirical Fisher at one timestep", out / "spectrum.png")
     errors = {
-        "leading_error": "best rank one",
+        "leading_error": "rank one along the leading eigenvector",
         "mean_error": "rank one along the mean gradient",
         "diagonal_error": "diagonal",
     }

@@ -75,6 +75,7 @@ class Cell:
     def identity(self, preset: Preset, extra: Sequence[str]) -> dict[str, str]:
         """What two runs have in common that are one cell: their arguments, and what each of their files says."""
         files = {name: (CONFIGS / f"{name}.yaml").read_text() for name in preset.files_of(self.method)}
+        files |= {str(path): path.read_text() for path in _files(extra)}
         digests = {
             name: hashlib.sha256(json.dumps(yaml.safe_load(text)).encode()).hexdigest() for name, text in files.items()
         }
@@ -102,9 +103,12 @@ class Cell:
         if not marker.exists():
             return False
         before, now = json.loads(marker.read_text()), self.identity(preset, extra)
-        was, is_ = (set(identity["arguments"].split()) for identity in (before, now))
-        differing = [f"{name}.yaml" for name in now if name != "arguments" and before.get(name) != now[name]]
-        differing += [f"{word} (then)" for word in sorted(was - is_)] + [f"{word} (now)" for word in sorted(is_ - was)]
+        was, is_ = (identity["arguments"].split() for identity in (before, now))
+        differing = [f"the content of {name}" for name in now if name != "arguments" and before.get(name) != now[name]]
+        differing += [f"{word} (then)" for word in sorted(set(was) - set(is_))]
+        differing += [f"{word} (now)" for word in sorted(set(is_) - set(was))]
+        if not differing and was != is_:
+            differing = [f"another order of {' '.join(is_)}"]
         if differing:
             raise ValueError(
                 f"{self.name}, seed {self.seed} was run with another configuration: {', '.join(differing)}; name "
@@ -210,6 +214,13 @@ def _last_line(log: Path) -> str:
     """What a process said last."""
     lines = [line for line in log.read_text().splitlines() if line.strip()] if log.exists() else []
     return lines[-1][:300] if lines else ""
+
+
+def _files(words: Sequence[str]) -> list[Path]:
+    """Configurations among further arguments: ``-c FILE`` or ``--config=FILE``."""
+    named = [words[at + 1] for at, word in enumerate(words[:-1]) if word in ("-c", "--config")]
+    named += [word.partition("=")[2] for word in words if word.startswith(("-c=", "--config="))]
+    return [Path(name) for name in named if not name.lstrip().startswith("{") and Path(name).is_file()]
 
 
 def _joined(words: Sequence[str]) -> list[str]:

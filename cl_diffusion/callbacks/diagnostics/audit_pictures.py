@@ -37,37 +37,41 @@ def draw_audit(record: AuditRecord, folder: Path) -> None:
     import matplotlib
 
     matplotlib.use("agg")
-    _directions(record.figures, folder / "directions.png")
-    _spectra(record, folder / "spectra.png")
+    of = f"task {record.provenance['task']}, {record.provenance['samples']} samples a band"
+    bars = f"{of}; bars: 95 per cent over samples; pale: these samples do not support it"
+    _directions(record.figures, folder / "directions.png", bars)
+    _spectra(record, folder / "spectra.png", f"{of}; of the samples' own matrix, steeper than what they are drawn from")
     if any("remainder_sine" in of for of in record.figures.values()):
-        _remainder(record.figures, folder / "remainder.png")
+        _remainder(record.figures, folder / "remainder.png", bars)
     if record.predictions:
-        _preservation(record, folder / "preservation.png")
+        _preservation(record, folder / "preservation.png", of)
     if record.damage:
-        _damage(record.damage, folder / "damage.png")
+        task = record.provenance["damage"]["task"]
+        _damage(record.damage, folder / "damage.png", task, bars.replace(of, f"{record.provenance['samples']} samples"))
 
 
-def _directions(figures: Figures, path: Path) -> None:
-    with _Panels(path, 2, width=5.5) as panels:
+def _directions(figures: Figures, path: Path, note: str) -> None:
+    with _Panels(path, 2, 5.5, note) as panels:
         for axes, (letter, title) in zip(
             panels, {"v": "leading direction", "mu": "mean gradient"}.items(), strict=True
         ):
             named = {f"{letter}_{key}": label for key, label in _AGREEMENT.items()}
             _bars(axes, figures, named)
-            axes.set(title=title, ylabel="cosine", ylim=(0 if letter == "v" else -1.2, 1.2))
+            axes.set(title=title, ylabel="cosine", ylim=(-0.4 if letter == "v" else -1.2, 1.2))
+            axes.axhline(0, color="grey", linewidth=0.5)
             axes.axhline(1, color="grey", linewidth=0.5)
 
 
-def _remainder(figures: Figures, path: Path) -> None:
-    with _Panels(path, 1, width=6.5) as (axes,):
+def _remainder(figures: Figures, path: Path, note: str) -> None:
+    with _Panels(path, 1, 6.5, note) as (axes,):
         _bars(axes, figures, _REMAINDER, most=2.0)
         axes.set(title="the linear denoiser's direction, in the model", ylabel="sine of the angle", ylim=(0, 2))
         axes.set_xlabel("bounds above 1 say nothing; those above 2 are left out")
         axes.axhline(1, color="grey", linewidth=0.5)
 
 
-def _spectra(record: AuditRecord, path: Path) -> None:
-    with _Panels(path, 1, width=6.5) as (axes,):
+def _spectra(record: AuditRecord, path: Path, note: str) -> None:
+    with _Panels(path, 1, 6.5, note) as (axes,):
         for number, (band, of) in enumerate(record.spectra.items()):
             for kind, style in (("own", "-"), ("true", "--")):
                 if kind in of:
@@ -78,22 +82,25 @@ def _spectra(record: AuditRecord, path: Path) -> None:
         axes.legend(fontsize=7)
 
 
-def _preservation(record: AuditRecord, path: Path) -> None:
+def _preservation(record: AuditRecord, path: Path, note: str) -> None:
     titles = {
         "loss": "mean loss, by the Gauss-Newton matrix (the true Fisher)",
         "each_loss": "each sample's loss, by the empirical Fisher",
     }
     some = next(iter(next(iter(record.predictions.values())).values()))
     claims = [claim for claim in titles if claim in some]
-    with _Panels(path, len(claims), width=5.5) as panels:
+    with _Panels(path, len(claims), 5.5, f"{note}; steps both ways along each direction, on other draws") as panels:
         for axes, claim in zip(panels, claims, strict=True):
+            every = drawn = 0
             for number, (band, by_radius) in enumerate(record.predictions.items()):
                 for marker, by_claim in zip(_MARKERS, by_radius.values(), strict=False):
                     pairs = [pair for pair in by_claim[claim].values() if min(pair) > 0]
+                    every, drawn = every + len(by_claim[claim]), drawn + len(pairs)
                     if pairs:
                         axes.plot(*zip(*pairs, strict=True), marker, color=f"C{number}", markersize=4, alpha=0.7)
                 axes.plot([], [], "o", color=f"C{number}", label=band)
-            axes.set(xscale="log", yscale="log", xlabel="predicted", ylabel="measured", title=titles[claim])
+            measured = "measured" if drawn == every else f"measured ({every - drawn} of {every} not above 0: not drawn)"
+            axes.set(xscale="log", yscale="log", xlabel="predicted", ylabel=measured, title=titles[claim])
             low, high = axes.get_xlim()
             axes.plot([low, high], [low, high], color="grey", linewidth=0.7)
             for marker, share in zip(_MARKERS, record.provenance.get("radii", ()), strict=False):
@@ -101,15 +108,15 @@ def _preservation(record: AuditRecord, path: Path) -> None:
             axes.legend(fontsize=7)
 
 
-def _damage(damage: Figures, path: Path) -> None:
+def _damage(damage: Figures, path: Path, task: int, note: str) -> None:
     """The parts need not add up: each is put on by itself, far from where its neighbours lead."""
     parts = {"loss": "all of it"}
     for name in (f"v, {ALL}", f"mu, {ALL}"):
         parts |= {f"loss_along {name}": f"its part along {name}", f"loss_without {name}": f"all but that along {name}"}
-    with _Panels(path, 1, width=7.5) as (axes,):
+    with _Panels(path, 1, 7.5, note) as (axes,):
         _bars(axes, damage, parts)
         axes.axhline(0, color="grey", linewidth=0.5)
-        axes.set(title="what later training did to the task", ylabel="change of the denoising loss")
+        axes.set(title=f"what later training did to task {task}", ylabel="change of the denoising loss")
 
 
 def _bars(axes: Any, figures: Figures, named: Mapping[str, str], most: float = float("inf")) -> None:
@@ -137,15 +144,16 @@ def _bars(axes: Any, figures: Figures, named: Mapping[str, str], most: float = f
 
 
 class _Panels:
-    """A figure with so many panels beside each other, written on leaving."""
+    """A figure with so many panels beside each other and a note below them, written on leaving."""
 
-    def __init__(self, path: Path, number: int, width: float) -> None:
+    def __init__(self, path: Path, number: int, width: float, note: str) -> None:
         from matplotlib import pyplot
 
         self.path = path
         self.figure, every = pyplot.subplots(
             1, number, figsize=(width * number, 4.2), layout="constrained", squeeze=False
         )
+        self.figure.supxlabel(note, fontsize=7)
         self.panels: Sequence[Any] = list(every[0])
 
     def __enter__(self) -> Sequence[Any]:
