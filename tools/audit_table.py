@@ -172,10 +172,10 @@ def main() -> None:
     of = audits[0]["provenance"]
     beside = "" if of["other"] is None else f" beside task {of['other']}"
     several = len(audits) > 1
-    print(
-        f"{len(audits)} audit{'s' * several} of task {of['task']}{beside}, {of['samples']} samples a band; plus or minus"
-    )
-    print(f"the standard error over {'audits' if several else 'samples'}; in brackets: not supported by the samples\n")
+    whose = f"{len(audits)} audit{'s' * several} of task {of['task']}{beside}"
+    over = "audits" if several else "samples"
+    print(f"{whose}, {of['samples']} samples a band; plus or minus the standard error over {over};")
+    print("in brackets what these samples do not support\n")
     sections: list[Callable[[], str]] = [
         lambda: by_band(audits, "figures", SHAPE),
         lambda: by_band(audits, "figures", DIRECTION),
