@@ -51,6 +51,8 @@ LEARNED = {
     **dict.fromkeys(("random_label", "permuted_digits", "permuted_mnist", "random_label_mnist"), "online accuracy"),
     "permuted_diffusion": "denoising loss",
 }
+NETWORKS = {"permuted_diffusion": CONFIGS.parent / "model/unet_8x8.yaml"}
+"""Where a problem's file builds on another."""
 SWEEPS: dict[str, tuple[str, Sequence[float]]] = {
     "self_normalized_resets": ("threshold", (0.005, 0.01, 0.02, 0.04, 0.08, 0.16)),
     "redo": ("threshold", (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)),
@@ -90,7 +92,9 @@ def runs(
 
     def one(row: str, seed: int) -> dict[str, float] | None:
         run = out / problem / row / f"seed_{seed}"
-        words = ["-c", str(CONFIGS / f"{problem}.yaml"), *methods[row], f"--seed_everything={seed}", *extra]
+        files = [NETWORKS[problem]] if problem in NETWORKS else []
+        words = [word for file in (*files, CONFIGS / f"{problem}.yaml") for word in ("-c", str(file))]
+        words += [*methods[row], f"--seed_everything={seed}", *extra]
         return learned(run) if fitted(run, words) else None
 
     cells = [(row, seed) for seed in seeds for row in methods]
