@@ -144,8 +144,10 @@ def _remainder(of: Figures) -> str:
     certain, sine, itself = of["remainder_bound_cosine"], of["remainder_sine"], of["remainder_itself"]
     if math.isnan(itself.value):
         return "a linear denoiser leaves no direction to compare"
-    if not (_determined(of["v_itself"]) and _determined(itself)):
-        return f"a linear denoiser's direction cannot be compared ({_told(itself)} with itself)"
+    if not _determined(itself):
+        return f"these samples do not determine a linear denoiser's direction ({_told(itself)} with itself)"
+    if not _determined(of["v_itself"]):
+        return f"a linear denoiser's direction agrees with itself ({_told(itself)}), and has none to be compared with"
     if level(certain) == "high":
         return f"a linear denoiser's direction is bound to survive (cosine {_told(certain)} or more)"
     none = certain.interval[0] <= 0

@@ -113,7 +113,7 @@ def test_the_noise_that_a_linear_model_shares_is_no_direction_that_survives(dime
     for seed in range(5):
         g = normal(128, dimension, seed=seed)
         [said] = verdict(audit({(ALL, OWN): g, (ALL, SURROGATE): g}).estimates(repeats=20))
-        assert "linear denoiser's direction cannot be compared" in said
+        assert "these samples do not determine a linear denoiser's direction" in said
 
 
 def test_the_gap_of_few_samples_is_not_taken_for_one_of_what_they_are_drawn_from() -> None:
@@ -291,6 +291,12 @@ def test_the_word_of_the_linear_model_is_the_best_bound_s() -> None:
     assert "bound to survive (cosine 0.99" in told(0.99, 0.04)
     assert "at sine 0.6 [0.58, 0.62], bound to a cosine of 0.77 [0.75, 0.79] or more" in told(0.77, 0.6)
     assert "no bound holds it" in told(0.0, 0.6)
+
+
+def test_a_linear_direction_that_is_known_is_not_compared_with_one_that_is_not() -> None:
+    of = audit({(ALL, OWN): normal(64, SIZE), (ALL, SURROGATE): along(1, 64)}).estimates(repeats=10)
+    [said] = verdict(of)
+    assert "a linear denoiser's direction agrees with itself (1 [1, 1]), and has none to be compared with" in said
 
 
 def test_the_true_fisher_is_compared_with_the_empirical_one() -> None:

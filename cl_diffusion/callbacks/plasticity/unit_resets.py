@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 import torch
@@ -86,9 +87,9 @@ class UnitResets(TaskCallback):
         self._stepped = self._seen = self._looking = False
         self._loaded: dict[str, Any] | None = None
 
-    @property
+    @cached_property
     @override
-    def state_key(self) -> str:
+    def state_key(self) -> str:  # Lightning asks for it at every hook of every step
         return self._generate_state_key(name=self.name)
 
     @abstractmethod
