@@ -64,6 +64,9 @@ def test_audits_of_several_seeds_make_means_and_what_is_not_known_is_in_brackets
     same = written("run_1/other", content)
     without = written("run_2/audit", {**content, "damage": {}})
     fewer = written("run_3/audit", {**content, "provenance": {**content["provenance"], "samples": 32}})
+    longer = written("run_4/audit", {**content, "provenance": {**content["provenance"], "epoch": 9}})
+    damage = {**content["provenance"], "damage": {"task": 2, "later": None}}
+    elsewhere = written("run_5/audit", {**content, "provenance": damage})
     run("audit_table", monkeypatch, one, without)
     assert "(damage: told by 1 of 2 audits, and left out)" in capsys.readouterr().out
     Path("none.json").write_text("{}")
@@ -73,6 +76,8 @@ def test_audits_of_several_seeds_make_means_and_what_is_not_known_is_in_brackets
         (__file__,): "is no audit.json as FisherAudit writes it",
         (one, same): "are of one run; a mean over audits is one over trainings",
         (one, fewer): "the audits differ in their samples, so that they do not compare: 32 and 64",
+        (one, longer): "the audits differ in their epoch, so that they do not compare: 9 and null",
+        (one, elsewhere): "the audits tell of damage to different tasks: 1, 2",
     }.items():
         with pytest.raises(SystemExit):
             run("audit_table", monkeypatch, *words)

@@ -20,7 +20,7 @@ from tables import interval, table, told
 
 SHAPE = {
     "leading_share": "lambda_1/trace",
-    "leading_share_corrected": "on other samples",
+    "leading_share_held_out": "v^T F v/trace on other samples",
     "second_to_first": "lambda_2/lambda_1",
     "effective_rank_corrected": "effective rank",
     "diagonal_error": "error of the diagonal",
@@ -41,15 +41,15 @@ DIRECTION = {
     "mu_noise_corrected": "mu, pure noise",
 }
 OTHERS = {
-    "true_leading_share_corrected": "true lambda_1/trace, on other samples",
+    "true_leading_share_held_out": "true v^T F v/trace, on other samples",
     "true_effective_rank_corrected": "true effective rank",
     "true_to_empirical": "cos(true v, v)",
     "remainder_sine": "sine to the linear model's v",
     "remainder_ratio": "|R|/gap",
     "remainder_bound_cosine": "cosine to it that a bound makes certain",
-    "iewc_leading_share_corrected": "IEWC lambda_1/trace, on other samples",
+    "iewc_leading_share_held_out": "IEWC v^T F v/trace, on other samples",
     "iewc_v_other_corrected": "IEWC v, other task",
-    "held_of_all": "v^T F_all v / lambda_1",
+    "held_of_all": "v^T F_all v / (v_all^T F_all v_all)",
 }
 PRESERVED = {
     "loss/ratio": "mean loss / GGN",
@@ -153,11 +153,15 @@ def loaded(paths: Sequence[Path]) -> list[Audit]:
     runs = [path.resolve().parent.parent.parent for path in paths]
     if twice := [path for path, run in zip(paths, runs, strict=True) if runs.count(run) > 1]:
         raise ValueError(f"{twice[0]} and {twice[1]} are of one run; a mean over audits is one over trainings")
-    for name in ("bands", "radii", "task", "other", "samples", "weights", "tau"):
+    audited = ("bands", "radii", "task", "other", "samples", "tau")
+    by = ("samples_of_other", "kinds", "module", "weights", "epoch", "global_step", "parameters", "loss")
+    for name in (*audited, *by):
         if len(found := {json.dumps(audit["provenance"].get(name)) for audit in audits}) > 1:
             raise ValueError(
                 f"the audits differ in their {name}, so that they do not compare: {' and '.join(sorted(found))}"
             )
+    if len(damaged := {audit["provenance"]["damage"]["task"] for audit in audits if audit["damage"]}) > 1:
+        raise ValueError(f"the audits tell of damage to different tasks: {', '.join(map(str, sorted(damaged)))}")
     return audits
 
 

@@ -31,7 +31,7 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 DIGITS, MNIST = ("data/digits", "model/unet_8x8"), ("data/mnist16", "model/unet_16x16")
 TWO_TASKS = ("--data.classes=[0,1,2,3]",)
 COLUMNS = {
-    "leading_share_corrected": "`lambda_1`/trace, on other samples",
+    "leading_share_held_out": "`v^T F v`/trace, on other samples",
     "effective_rank_corrected": "effective rank",
     "v_itself": "`v` with itself",
     "v_other_corrected": "other task",
@@ -40,7 +40,7 @@ COLUMNS = {
     "mu_itself": "`mu` with itself",
     "mu_other_corrected": "`mu`, other task",
     "mu_to_v": "cos(`mu`, `v`)",
-    "true_leading_share_corrected": "true `lambda_1`/trace",
+    "true_leading_share_held_out": "true `v^T F v`/trace",
     "trace_share": "share of the trace",
 }
 

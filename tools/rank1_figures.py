@@ -38,6 +38,8 @@ def at_timesteps(audit: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
         SystemExit: the audit is not one of single timesteps.
     """
     found = {int(band.removeprefix("t = ")): of for band, of in audit["figures"].items() if band.startswith("t = ")}
+    if not all(band in audit.get("nonlinearity", {}) for band in audit["figures"] if band.startswith("t = ")):
+        raise SystemExit("the audit has no distance from a linear prediction; its module has no `linear_output`")
     if not found:
         raise SystemExit(f"an audit in the bands {', '.join(audit['figures'])}; expected one of single timesteps")
     return dict(sorted(found.items()))

@@ -37,12 +37,16 @@ class GradientAudit:
     Args:
         grams: by band, of its samples of all kinds.
         members: by band and kind, positions in the band's Gram matrix, eight or more each, for half of them are
-            quartered; kinds as in ``KINDS``, ``own`` in every band,
-            and those of ``PAIRED`` in its order. The ``own`` of all bands are the same samples in the same order.
-        across: of the ``own`` samples of all bands, one band after the other; None where there is one.
-        squares: by band, inner products of the squared entries of ``own``, in its order; may be empty.
+            quartered; kinds as in ``KINDS``, ``own`` in every band, and those of ``PAIRED`` in its order. The ``own``
+            of all bands are the same samples in the same order, at successive positions.
+        across: of the ``own`` samples of all bands, one band after the other in ascending position; None where there is
+            one.
+        squares: by band, inner products of the squared entries of ``own``, in ascending position; may be empty.
         weights: by band, output-normalised weights ``a_i`` of its samples (1 where there is none); may be empty.
         law: the share of each band in the timesteps; empty where there is one band.
+
+    Raises:
+        ValueError: there are fewer than eight samples of a kind in a band, or ``own`` has gaps.
     """
 
     grams: Mapping[str, Gram]
@@ -51,6 +55,16 @@ class GradientAudit:
     squares: Mapping[str, Tensor] = field(default_factory=dict)
     weights: Mapping[str, Tensor] = field(default_factory=dict)
     law: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for band, of in self.members.items():
+            for kind, positions in of.items():
+                if len(positions) < 8:
+                    raise ValueError(f"band {band!r} has {len(positions)} samples of {kind!r}; expected at least 8")
+            if int(of[OWN].max() - of[OWN].min()) != len(of[OWN]) - 1:
+                raise ValueError(
+                    f"members of 'own' in band {band!r} are not at successive positions: {of[OWN].tolist()}"
+                )
 
     @property
     def bands(self) -> list[str]:
@@ -61,7 +75,8 @@ class GradientAudit:
         """By band and name, every figure with the standard error over half samples.
 
         - of ``Spectrum`` (own samples): ``leading_share``, ``second_to_first``, effective ranks and the like;
-          ``leading_share_corrected``: on samples that the direction was not found on;
+          ``leading_share_held_out``: ``v^T F v / tr F`` with the direction of the other half of the samples: at most
+          ``lambda_1 / tr F`` in the mean, as ``leading_share``, of the samples' own matrix, is at least that;
         - ``leading_error``, ``mean_error``, ``diagonal_error``: relative Frobenius errors of rank one along the leading
           direction and along the mean gradient that half of the samples have, and of the diagonal, without the bias of
           few samples; below 0 where sampling noise takes them there (``relative_error``);
@@ -209,7 +224,7 @@ def _shape(gram: Gram, members: Tensor) -> dict[str, float]:
     leading, mean = held_out(gram, members, "leading"), held_out(gram, members, "mean")
     return {
         **spectrum,
-        "leading_share_corrected": leading.share,
+        "leading_share_held_out": leading.share,
         "leading_error": leading.error,
         "mean_error": mean.error,
     }

@@ -44,9 +44,10 @@ def stability(products: torch.Tensor, held_out: bool = False) -> Stability:
     Args:
         products: the inner products.
         held_out: whether the bounds are to be of the matrices that the samples are drawn from. Few samples have a
-            leading eigenvalue above the others even where the matrix has none, so ``lambda_1(G_lin)`` is then along a
-            direction from one half, on the other half; ``lambda_2`` and ``R`` of few samples are too large already. Not
-            the angle: noise that both matrices have makes their directions alike (``alignment``).
+            leading eigenvalue above the others even where the matrix has none, so ``lambda_1`` is then along a
+            direction from one half, on the other half (no more than it is, in the mean), and ``lambda_2`` what the
+            samples' two leading ones have above that (no less than it is); ``R`` of few samples is too large already.
+            Not the angle: noise that both matrices have makes their directions alike (``alignment``).
 
     Raises:
         ValueError: an odd number of gradients.
@@ -64,12 +65,11 @@ def stability(products: torch.Tensor, held_out: bool = False) -> Stability:
     signs = torch.ones(2 * n, dtype=torch.float64)
     signs[n:] = -1
     perturbation = float(torch.linalg.eigvalsh(root @ (signs[:, None] * root) / n).abs().max())
-    of_linear, of_whole = (torch.linalg.eigvalsh(gram.products[m][:, m] / n).flip(0) for m in (linear, whole))
-    first = _held_out_eigenvalue(gram, linear) if held_out else float(of_linear[0])
-    gap = first - (float(of_linear[1]) if n > 1 else 0.0)
+    (first, second), (_, second_of_whole) = (_eigenvalues(gram, members, held_out) for members in (linear, whole))
+    gap = first - second
     moved = signs * (gram.products @ v_linear) / n  # R v_lin = B D B^T B c / n
     length = max(0.0, gram.inner(moved, moved)) ** 0.5
-    apart = first - (float(of_whole[1]) if n > 1 else 0.0)
+    apart = first - second_of_whole
     ratio = perturbation / gap if gap > 0 else math.inf
     sharp = math.sin(math.asin(2 * ratio) / 2) if ratio < 0.5 else math.inf
     a_posteriori = length / apart if apart > 0 else math.inf
@@ -85,7 +85,13 @@ def stability(products: torch.Tensor, held_out: bool = False) -> Stability:
     )
 
 
-def _held_out_eigenvalue(gram: Gram, members: torch.Tensor) -> float:
-    """``v^T G v`` on each half with the direction of the other: no more than ``lambda_1`` in the mean."""
+def _eigenvalues(gram: Gram, members: torch.Tensor, held_out: bool) -> tuple[float, float]:
+    """The leading two of ``G``, or what is no more than the first and no less than the second in the mean."""
+    n = len(members)
+    values = torch.linalg.eigvalsh(gram.products[members][:, members] / n).flip(0)
+    first, second = float(values[0]), float(values[1]) if n > 1 else 0.0
+    if not held_out:
+        return first, second
     halves = members[::2], members[1::2]
-    return sum(gram.along(gram.leading(one), other) for one, other in (halves, halves[::-1])) / 2
+    other = sum(gram.along(gram.leading(one), rest) for one, rest in (halves, halves[::-1])) / 2
+    return other, first + second - other

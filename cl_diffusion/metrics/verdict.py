@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from cl_diffusion.metrics.gradient_audit import COMPARED
+from cl_diffusion.metrics.gradient_audit import ALL, COMPARED
 from cl_diffusion.metrics.half_samples import Estimate
+from cl_diffusion.metrics.support import determined
 
 Figures = Mapping[str, Estimate]
 
 HIGH, LOW = 0.8, 0.5
 """A cosine or share above ``HIGH`` with its whole interval is called high, below ``LOW`` low."""
-NOISE_ALONE = 1 / 3
-"""Two halves that agree at ``r`` make a whole whose share of signal is ``2 r / (1 + r)``: half, at 1/3."""
 
 
 def level(figure: Estimate, high: float = HIGH, low: float = LOW) -> str | None:
@@ -38,11 +37,12 @@ def verdict(figures: Mapping[str, Figures]) -> list[str]:
 
     The rules, on figures of ``GradientAudit.estimates`` and their 95 per cent intervals:
 
-    - *shape*: ``leading_share_corrected`` high: rank one; low: not rank one;
-    - *direction*: ``v_itself`` below ``NOISE_ALONE`` with its interval: the samples do not determine it; at least
-      ``LOW`` with its interval: they do; else that is not known, and nothing more is said of it. Where both this and
-      the other direction are determined, ``v_other_corrected`` high: task-independent; low: of this task; likewise what
-      labels and data have to do with it, from ``v_relabelled_corrected`` and ``v_noise_corrected``;
+    - *shape*: ``leading_share_held_out``, which is too small in the mean, high: rank one; ``leading_share``, which is
+      too large, low: not rank one;
+    - *direction*: ``v_itself`` says whether the samples determine it (``support.determined``); where they do not, or
+      that is not known, nothing more is said of it. Where both this and the other direction are determined,
+      ``v_other_corrected`` high: task-independent; low: of this task; likewise what labels and data have to do with
+      it, from ``v_relabelled_corrected`` and ``v_noise_corrected``;
     - *mean*: the same of ``mu_itself``, and where it is determined ``mu_to_v``;
     - *linear model*: where both directions are determined (``v_itself``, ``remainder_itself``):
       ``remainder_bound_cosine``, of the least bound, high: the linear denoiser's direction is bound to survive; else
@@ -50,6 +50,55 @@ def verdict(figures: Mapping[str, Figures]) -> list[str]:
     - *true Fisher*: its leading share against the empirical one's, where both are known and the intervals apart.
     """
     return [f"{band}: {'; '.join(said)}." for band, of in figures.items() if (said := _of_band(of))]
+
+
+def verdict_of_steps(preservation: Mapping[str, Figures]) -> list[str]:
+    """Whether each Fisher keeps its word of the shortest and the longest steps, by band.
+
+    From ``loss/ratio`` and ``each_loss/ratio`` of ``Preservation.estimates``: with its whole interval from .8 to 1.25
+    it keeps its word, above it says too little, below too much.
+    """
+    said = []
+    for band, of in preservation.items():
+        radii = sorted({name.rpartition("/")[2] for name in of if name.startswith("each_loss/ratio/")}, key=float)
+        steps = []
+        for radius in dict.fromkeys((*radii[:1], *radii[-1:])):
+            claims = [
+                f"{whose} {_kept(of[name])} ({_told(of[name])})"
+                for claim, whose in (
+                    ("loss", "the mean loss by the true Fisher"),
+                    ("each_loss", "each by the empirical"),
+                )
+                if (name := f"{claim}/ratio/{radius}") in of
+            ]
+            steps.append(f"steps of {float(radius):.2g}: {', '.join(claims)}")
+        said.append(f"{band}: measured over predicted, {'; '.join(steps)}.")
+    return said
+
+
+def verdict_of_damage(damage: Mapping[str, Figures], task: int) -> list[str]:
+    """How much of the damage over all timesteps lies along the directions; of figures that are supported."""
+    of = damage[ALL]
+    if "loss" not in of:
+        return [f"damage to task {task}: too few samples to tell."]
+    said = f"damage to task {task}: the loss changed by {_told(of['loss'])}"
+    for name in (f"v, {ALL}", f"mu, {ALL}"):
+        along, without = f"loss_along {name}", f"loss_without {name}"
+        if along in of and without in of:
+            said += f"; along {name} alone by {_told(of[along])}, by all but that {_told(of[without])}"
+        else:
+            said += f"; along {name}: not told by these samples"
+    return [f"{said}."]
+
+
+def _kept(ratio: Estimate) -> str:
+    """Measured over predicted, in words."""
+    low, high = ratio.interval
+    if not ratio.known(None):
+        return "cannot be told"
+    if low >= 0.8 and high <= 1.25:
+        return "keeps its word"
+    return "says too little" if low > 1.25 else "says too much" if high < 0.8 else "is not far off, or cannot be told"
 
 
 def _of_band(of: Figures) -> list[str]:
@@ -64,34 +113,29 @@ def _said(figure: Estimate, says: Mapping[str, str], of: str = "") -> str:
 
 
 def _shape(of: Figures) -> str:
-    says = {
-        "high": "close to rank one",
-        "not low": "half or more of it in one direction",
-        "between": "one direction among others",
-        "not high": "not close to rank one",
-        "low": "not rank one",
-        "else": "too few samples to tell the rank",
-    }
-    return _said(of["leading_share_corrected"], says, " of the trace along one direction")
-
-
-def _determined(itself: Estimate) -> bool | None:
-    """Whether a direction agrees with itself; None where the samples do not say."""
-    if not itself.known(0.25):
-        return None
-    below, above = itself.interval
-    return True if below >= LOW else False if above < NOISE_ALONE else None
+    least, most = of["leading_share_held_out"], of["leading_share"]
+    if of["trace"].value == 0:
+        return "all gradients are zero"
+    between = f"({_told(least)} of the trace along one direction on other samples, {_told(most)} on its own)"
+    if level(least) == "high":
+        return f"close to rank one {between}"
+    if level(most) == "low":
+        return f"not rank one {between}"
+    half = level(least) in ("not low", "between")
+    if level(most) in ("not high", "between"):
+        return f"one direction among others {between}" if half else f"not close to rank one {between}"
+    return f"half or more of it in one direction {between}" if half else f"too few samples to tell the rank {between}"
 
 
 def _direction(of: Figures) -> str:
     itself = of["v_itself"]
-    if (determined := _determined(itself)) is None:
+    if (known := determined(itself)) is None:
         return f"too few samples to tell whether there is one leading direction ({_told(itself)} with itself)"
-    if not determined:
+    if not known:
         return f"these samples do not determine the leading direction (it agrees with itself at {_told(itself)})"
     said = [f"the direction agrees with itself ({_told(itself)})"]
-    there = [kind for kind in COMPARED if f"v_{kind}_itself" in of and _determined(of[f"v_{kind}_itself"])]
-    known = {kind: of[f"v_{kind}_corrected"] for kind in there}
+    there = [kind for kind in COMPARED if f"v_{kind}_itself" in of and determined(of[f"v_{kind}_itself"])]
+    cosines = {kind: of[f"v_{kind}_corrected"] for kind in there}
     if "v_other_corrected" in of:
         says = {
             "high": "and with another task's: task-independent",
@@ -101,14 +145,14 @@ def _direction(of: Figures) -> str:
             "low": "and not with another task's: it is this task's",
             "else": "and whether with another task's cannot be told",
         }
-        said.append(_said(known["other"], says) if "other" in known else says["else"])
-    if {"relabelled", "other"} <= known.keys():
-        same, other = known["relabelled"], known["other"]
+        said.append(_said(cosines["other"], says) if "other" in cosines else says["else"])
+    if {"relabelled", "other"} <= cosines.keys():
+        same, other = cosines["relabelled"], cosines["other"]
         if same.known(0.25) and other.known(0.25) and _apart(same, other):
             effect = "differ more" if same.value > other.value else "agree more"
             says = {"high": ": under the same labels it is task-independent"}
             said.append(f"labels alone make it {effect}{says.get(level(same) or '', '')} ({_told(same)})")
-    if "noise" in known:
+    if "noise" in cosines:
         says = {
             "high": "pure noise, without any image, has the same direction",
             "not low": "pure noise has at least part of it",
@@ -117,15 +161,15 @@ def _direction(of: Figures) -> str:
             "low": "pure noise has another",
             "else": "whether pure noise has it cannot be told",
         }
-        said.append(_said(known["noise"], says))
+        said.append(_said(cosines["noise"], says))
     return ", ".join(said)
 
 
 def _mean(of: Figures) -> str:
     itself = of["mu_itself"]
-    if (determined := _determined(itself)) is None:
+    if (known := determined(itself)) is None:
         return f"whether there is a mean gradient beside sampling noise cannot be told ({_told(itself)} with itself)"
-    if not determined:
+    if not known:
         return f"the mean gradient is mostly sampling noise ({_told(itself)} with itself)"
     says = {
         "high": "the mean gradient is the leading direction",
@@ -144,9 +188,9 @@ def _remainder(of: Figures) -> str:
     certain, sine, itself = of["remainder_bound_cosine"], of["remainder_sine"], of["remainder_itself"]
     if math.isnan(itself.value):
         return "a linear denoiser leaves no direction to compare"
-    if not _determined(itself):
+    if not determined(itself):
         return f"these samples do not determine a linear denoiser's direction ({_told(itself)} with itself)"
-    if not _determined(of["v_itself"]):
+    if not determined(of["v_itself"]):
         return f"a linear denoiser's direction agrees with itself ({_told(itself)}), and has none to be compared with"
     if level(certain) == "high":
         return f"a linear denoiser's direction is bound to survive (cosine {_told(certain)} or more)"
@@ -157,9 +201,9 @@ def _remainder(of: Figures) -> str:
 
 
 def _true(of: Figures) -> str:
-    if "true_leading_share_corrected" not in of:
+    if "true_leading_share_held_out" not in of:
         return ""
-    true, empirical = of["true_leading_share_corrected"], of["leading_share_corrected"]
+    true, empirical = of["true_leading_share_held_out"], of["leading_share_held_out"]
     if not (true.known(0.25) and empirical.known(0.25) and _apart(true, empirical)):
         return "the true Fisher's leading share cannot be told from the empirical one's"
     word = "flatter" if true.value < empirical.value else "steeper"

@@ -46,8 +46,10 @@ def test_every_boundary_is_audited_and_training_is_bit_for_bit_the_same(tmp_path
     assert wanted | {"remainder_sine", "iewc_v_other", "iewc_trace_share", "mu_with high", "held_of_all"} <= of.keys()
     assert of["leading_share"]["low"] <= of["leading_share"]["value"] <= of["leading_share"]["high"]
     assert not of["leading_share"]["known"]  # of 16 samples
-    assert len(first["verdict"]) == 3
-    assert all("too few samples" in said for said in first["verdict"])
+    assert len(first["verdict"]) == 6  # of each band, its directions and the steps along them
+    assert all("too few samples" in said for said in first["verdict"][:3])
+    assert all("cannot be told" in said for said in first["verdict"][3:])
+    assert second["verdict"][6].startswith("damage to task 1: ")
     assert first["preservation"]["all"]["output/ratio/" + next(iter(first["predictions"]["all"]))]["value"] > 0
     assert (first["damage"], second["damage"].keys()) == ({}, {"low", "high", "all"})
     assert second["provenance"]["damage"] == {"task": 1, "later": "after task 2"}
@@ -99,10 +101,28 @@ def test_a_checkpoint_alone_is_audited_and_what_came_later_is_laid_to_it(
     said = "\n".join(str(warning.message) for warning in recwarn)
     assert "it is an earlier one" in said
     assert "task 2 has 29 samples, fewer than samples=64" in said
+    other = torch.load(words[4], weights_only=True)
+    name = next(iter(other["state_dict"]))
+    other["state_dict"][name] = torch.zeros(7)
+    torch.save(other, "other.ckpt")
+    with pytest.raises(
+        ValueError, match=rf"later='other.ckpt': parameter '{name}' is \(7,\), and .* of the same model"
+    ):
+        main([*words, "--trainer.callbacks.name=shape", "--trainer.callbacks.later=other.ckpt"])
     with pytest.raises(ValueError, match="inference mode"):
         main([*words, "--trainer.inference_mode=true", "--trainer.accelerator=cpu"])
     with pytest.raises(ValueError, match="task=3; expected one of the stream's, 1 to 2"):
         main([*words, "--trainer.callbacks.task=3", "--trainer.accelerator=cpu"])
+
+
+def test_what_makes_no_sense_in_a_fit_is_refused(tmp_path: Path) -> None:
+    for options, message in (
+        ({"task": 1}, "task=1 is of a checkpoint that is tested"),
+        ({"later": __file__}, "later=.* is of a checkpoint"),
+        ({"other": 2}, "other=2: so many tasks further on, round a stream of 2, is the task itself"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fit(ddpm(), tmp_path, FisherAudit(**QUICK, **options), data=SAMPLES)  # type: ignore[arg-type]
 
 
 @pytest.mark.slow
@@ -129,6 +149,7 @@ def test_on_somebody_else_s_project_what_needs_no_timesteps_is_measured(tmp_path
     assert list(of["figures"]) == ["all"]
     assert of["figures"]["all"]["v_itself"]["samples"] == 16
     assert "true_leading_share" not in of["figures"]["all"]
+    assert of["provenance"]["kinds"] == ["own"]
     pictures = {path.name for path in (tmp_path / "audit" / "after_task_1").glob("*.png")}
     assert pictures == {"directions.png", "spectra.png", "preservation.png"}
     assert any(name.startswith("each_loss/ratio") for name in of["preservation"]["all"])
@@ -169,7 +190,9 @@ class Recurrent(Regression):
 def test_a_module_without_forward_mode_derivatives_is_told_at_once_what_to_leave_out(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"Recurrent has no forward-mode derivative.*radii=\[\]"):
         trainer(FisherAudit(**QUICK), default_root_dir=str(tmp_path)).fit(Recurrent(), loader(0))
-    trainer(FisherAudit(**{**QUICK, "radii": []}), default_root_dir=str(tmp_path)).fit(Recurrent(), loader(0))
+    asked = FisherAudit(**{**QUICK, "radii": []}, kinds=["own", "true"])
+    with pytest.warns(UserWarning, match=r"kinds=\['own', 'true'\]: true is not to be had of Recurrent"):
+        trainer(asked, default_root_dir=str(tmp_path)).fit(Recurrent(), loader(0))
     assert found(tmp_path, 1)["preservation"] == {}
 
 
@@ -198,6 +221,8 @@ def test_a_project_that_has_a_training_step_alone_is_asked_for_its_loss_one_by_o
         ({"kinds": ["own", "others"]}, "'others' is none of"),
         ({"later": "nowhere.ckpt"}, "later='nowhere.ckpt' is not a file"),
         ({"tau": 0.0}, "tau"),
+        ({"name": ""}, "name=''; expected the name of a folder"),
+        ({"name": "../audit"}, "name='../audit'"),
     ],
 )
 def test_arguments_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:

@@ -23,7 +23,6 @@ from cl_diffusion.metrics.gram import Gram
 from cl_diffusion.metrics.half_samples import Estimate
 from cl_diffusion.metrics.nonlinearity import distance_from_linear
 from cl_diffusion.metrics.preservation import Damage, Preservation, Response
-from cl_diffusion.metrics.verdict import verdict
 
 Directions = dict[str, Parameters]
 Track = Callable[[Iterable[Any], str], Iterable[Any]]
@@ -68,7 +67,6 @@ class AuditMeasurements:
         audit = GradientAudit(grams, members, across, squares, weights, subject.law())
         record = AuditRecord(provenance, audit.estimates(self.repeats, self.seed), audit.spectra())
         record.nonlinearity = self._nonlinearity(subject)
-        record.verdict = verdict(record.figures)
         if self.radii and not _too_coarse(subject):
             like = dict(subject.sources(ALL)[OWN].gradients.parameters)
             probed = {**directions, **random_directions(like, self.random, self.seed)}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from cl_diffusion.callbacks.diagnostics.audit_record import AuditRecord, tolerance
+from cl_diffusion.callbacks.diagnostics.audit_record import AuditRecord
 from cl_diffusion.metrics.gradient_audit import ALL
 from cl_diffusion.metrics.half_samples import Estimate
 
@@ -21,10 +21,10 @@ _AGREEMENT = {
     "noise_corrected": "pure noise's",
 }
 _REMAINDER = {
-    "remainder_sine": "measured",
-    "remainder_bound": "2 |R| / gap",
-    "remainder_sharp_bound": "sharp, for |R| < gap / 2",
-    "remainder_residual_bound": "a posteriori",
+    "remainder_sine": "measured sine",
+    "remainder_bound": "bound: 2 |R| / gap",
+    "remainder_sharp_bound": "bound of sin 2a, for |R| < gap / 2",
+    "remainder_residual_bound": "bound: |R v| / (lambda_1 - lambda_2)",
 }
 
 
@@ -37,36 +37,40 @@ def draw_audit(record: AuditRecord, folder: Path) -> None:
     import matplotlib
 
     matplotlib.use("agg")
-    of = f"task {record.provenance['task']}, {record.provenance['samples']} samples a band"
-    bars = f"{of}; bars: 95 per cent over samples; pale: these samples do not support it"
-    _directions(record.figures, folder / "directions.png", bars)
-    _spectra(record, folder / "spectra.png", f"{of}; of the samples' own matrix, steeper than what they are drawn from")
-    if any("remainder_sine" in of for of in record.figures.values()):
-        _remainder(record.figures, folder / "remainder.png", bars)
+    samples = f"{record.provenance['samples']} samples{' a band' * (len(record.figures) > 1)}"
+    of = f"task {record.provenance['task']}, {samples}"
+    bars = "whiskers: 95 per cent over samples, none where unknown; pale: these samples do not support it"
+    _directions(record, folder / "directions.png", f"{of}; {bars}")
+    note = f"{of}; the leading eigenvalues of the samples' own matrix, steeper than what they are drawn from"
+    _spectra(record, folder / "spectra.png", note)
+    if any("remainder_sine" in figures for figures in record.figures.values()):
+        _remainder(record, folder / "remainder.png", f"{of}; {bars}, or says nothing (above 1)")
     if record.predictions:
         _preservation(record, folder / "preservation.png", of)
     if record.damage:
-        task = record.provenance["damage"]["task"]
-        _damage(record.damage, folder / "damage.png", task, bars.replace(of, f"{record.provenance['samples']} samples"))
+        _damage(record, folder / "damage.png", f"{samples}; {bars}; parts do not add up to the whole")
 
 
-def _directions(figures: Figures, path: Path, note: str) -> None:
+def _directions(record: AuditRecord, path: Path, note: str) -> None:
     with _Panels(path, 2, 5.5, note) as panels:
         for axes, (letter, title) in zip(
             panels, {"v": "leading direction", "mu": "mean gradient"}.items(), strict=True
         ):
             named = {f"{letter}_{key}": label for key, label in _AGREEMENT.items()}
-            _bars(axes, figures, named)
-            axes.set(title=title, ylabel="cosine", ylim=(-0.4 if letter == "v" else -1.2, 1.2))
-            axes.axhline(0, color="grey", linewidth=0.5)
-            axes.axhline(1, color="grey", linewidth=0.5)
+            _bars(axes, record, "figures", named)
+            low, high = axes.get_ylim()
+            axes.set(title=title, ylabel="cosine", ylim=(max(low, -2.0), min(max(high, 1.1), 2.0)))
+            for level in (-1, 0, 1):
+                if level >= low:
+                    axes.axhline(level, color="grey", linewidth=0.5)
 
 
-def _remainder(figures: Figures, path: Path, note: str) -> None:
+def _remainder(record: AuditRecord, path: Path, note: str) -> None:
     with _Panels(path, 1, 6.5, note) as (axes,):
-        _bars(axes, figures, _REMAINDER, most=2.0)
-        axes.set(title="the linear denoiser's direction, in the model", ylabel="sine of the angle", ylim=(0, 2))
-        axes.set_xlabel("bounds above 1 say nothing; those above 2 are left out")
+        _bars(axes, record, "figures", _REMAINDER, most=2.0, sound=1.0)
+        title = "from the linear denoiser's direction to the model's"
+        axes.set(title=title, ylabel="sine of the angle, and its bounds", ylim=(0, 2))
+        axes.set_xlabel("bounds above 2 are left out")
         axes.axhline(1, color="grey", linewidth=0.5)
 
 
@@ -108,21 +112,30 @@ def _preservation(record: AuditRecord, path: Path, note: str) -> None:
             axes.legend(fontsize=7)
 
 
-def _damage(damage: Figures, path: Path, task: int, note: str) -> None:
+def _damage(record: AuditRecord, path: Path, note: str) -> None:
     """The parts need not add up: each is put on by itself, far from where its neighbours lead."""
+    task = record.provenance["damage"]["task"]
     parts = {"loss": "all of it"}
     for name in (f"v, {ALL}", f"mu, {ALL}"):
         parts |= {f"loss_along {name}": f"its part along {name}", f"loss_without {name}": f"all but that along {name}"}
     with _Panels(path, 1, 7.5, note) as (axes,):
-        _bars(axes, damage, parts)
+        _bars(axes, record, "damage", parts)
         axes.axhline(0, color="grey", linewidth=0.5)
         axes.set(title=f"what later training did to task {task}", ylabel="change of the denoising loss")
 
 
-def _bars(axes: Any, figures: Figures, named: Mapping[str, str], most: float = float("inf")) -> None:
-    """Groups of bars, one a band; a figure that is not finite, or above ``most``, is left out."""
+def _bars(
+    axes: Any,
+    record: AuditRecord,
+    part: Literal["figures", "damage"],
+    named: Mapping[str, str],
+    most: float = math.inf,
+    sound: float = math.inf,
+) -> None:
+    """Groups of bars, one a band; a figure that is not finite, or above ``most``, is left out, above ``sound`` pale."""
     from matplotlib.patches import Patch
 
+    figures: Figures = getattr(record, part)
     bands = list(figures)
     shown = {key: label for key, label in named.items() if any(key in of for of in figures.values())}
     width, legend = 0.8 / max(1, len(shown)), []
@@ -134,12 +147,15 @@ def _bars(axes: Any, figures: Figures, named: Mapping[str, str], most: float = f
                 continue
             drawn += 1
             place = position + (number - (len(shown) - 1) / 2) * width
-            pale = 1.0 if estimate.known(tolerance(key)) else 0.3
-            axes.bar(place, estimate.value, width, color=color, alpha=pale)
+            solid = record.known(part, band, key) and estimate.value <= sound
+            axes.bar(place, estimate.value, width, color=color, alpha=1.0 if solid else 0.3)
             if math.isfinite(estimate.error):
                 axes.errorbar(place, estimate.value, 1.96 * estimate.error, color="black", capsize=2, linewidth=0.8)
         legend.append(Patch(color=color, label=label if drawn else f"{label} (none)"))
-    axes.set_xticks(range(len(bands)), bands)
+    times = [band.removeprefix("t = ") for band in bands]
+    axes.set_xticks(range(len(bands)), times)
+    if times != bands and not axes.get_xlabel():
+        axes.set_xlabel("t")
     axes.legend(handles=legend, fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.15))
 
 

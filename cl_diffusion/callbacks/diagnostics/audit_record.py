@@ -8,7 +8,7 @@ import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning
 import torch
@@ -16,10 +16,9 @@ from lightning.pytorch import LightningModule
 
 from cl_diffusion.linalg import parameters
 from cl_diffusion.metrics.half_samples import Estimate
+from cl_diffusion.metrics.support import supported, tolerance
+from cl_diffusion.metrics.verdict import verdict, verdict_of_damage, verdict_of_steps
 from cl_diffusion.version import __version__
-
-_MAGNITUDES = ("trace", "perturbation", "gap", "loss", "output", "predicted", "rank", "empirical_to_true", "ratio")
-"""Figures that have no scale of their own: known when the interval is small beside them."""
 
 
 @dataclass
@@ -32,9 +31,10 @@ class AuditRecord:
         preservation: of ``Preservation.estimates``, by band.
         predictions: of ``Preservation.table``, by band.
         damage: of ``Damage.estimates``, by band; empty without a later model.
+        determined: of the directions that damage is told by, which are determined by the samples that they were found
+            on.
         nonlinearity: by band, how far the predicted noise (else the output) is from the best linear one:
             ``(E|f - f_lin|^2 / E|f|^2)^(1/2)``.
-        verdict: in words.
         provenance: of what, by what, with which settings.
     """
 
@@ -44,8 +44,20 @@ class AuditRecord:
     preservation: dict[str, dict[str, Estimate]] = field(default_factory=dict)
     predictions: dict[str, Any] = field(default_factory=dict)
     damage: dict[str, dict[str, Estimate]] = field(default_factory=dict)
+    determined: dict[str, bool] = field(default_factory=dict)
     nonlinearity: dict[str, Estimate] = field(default_factory=dict)
-    verdict: list[str] = field(default_factory=list)
+
+    @property
+    def verdict(self) -> list[str]:
+        """In words: of the directions, of steps along them, and of the damage."""
+        said = [*verdict(self.figures), *verdict_of_steps(self.preservation)]
+        if self.damage:
+            told = {
+                band: {name: of[name] for name in of if self.known("damage", band, name)}
+                for band, of in self.damage.items()
+            }
+            said += verdict_of_damage(told, self.provenance["damage"]["task"])
+        return said
 
     def write(self, folder: Path) -> Path:
         """``audit.json`` in the folder; a number that is not finite is null."""
@@ -53,10 +65,10 @@ class AuditRecord:
         content = {
             "provenance": self.provenance,
             "verdict": self.verdict,
-            "figures": _entries(self.figures),
-            "preservation": _entries(self.preservation),
-            "damage": _entries(self.damage),
-            "nonlinearity": {band: _entry("nonlinearity", of) for band, of in self.nonlinearity.items()},
+            "figures": self._entries("figures"),
+            "preservation": self._entries("preservation"),
+            "damage": self._entries("damage"),
+            "nonlinearity": {band: _entry(of, of.known(0.25)) for band, of in self.nonlinearity.items()},
             "spectra": self.spectra,
             "predictions": self.predictions,
         }
@@ -65,6 +77,22 @@ class AuditRecord:
         partial.write_text(json.dumps(_finite(content), indent=1, allow_nan=False) + "\n")
         partial.replace(path)
         return path
+
+    def known(self, part: Literal["figures", "preservation", "damage"], band: str, name: str) -> bool:
+        """Whether the samples support a figure, and where it is of a direction determine that."""
+        if part == "figures":
+            return supported(self.figures, band, name)
+        _, _, direction = name.partition(" ")
+        undetermined = part == "damage" and not self.determined.get(direction, True)
+        estimate: Estimate = getattr(self, part)[band][name]
+        return estimate.known(tolerance(name)) and not undetermined
+
+    def _entries(self, part: Literal["figures", "preservation", "damage"]) -> dict[str, dict[str, dict[str, Any]]]:
+        of_part: dict[str, dict[str, Estimate]] = getattr(self, part)
+        return {
+            band: {name: _entry(estimate, self.known(part, band, name)) for name, estimate in of.items()}
+            for band, of in of_part.items()
+        }
 
 
 def described(module: LightningModule) -> dict[str, Any]:
@@ -84,26 +112,10 @@ def described(module: LightningModule) -> dict[str, Any]:
     }
 
 
-def _entries(figures: Mapping[str, Mapping[str, Estimate]]) -> dict[str, dict[str, dict[str, Any]]]:
-    return {band: {name: _entry(name, estimate) for name, estimate in of.items()} for band, of in figures.items()}
-
-
-def _entry(name: str, estimate: Estimate) -> dict[str, Any]:
+def _entry(estimate: Estimate, known: bool) -> dict[str, Any]:
     """The figure, its 95 per cent interval, and whether there are samples enough to claim it."""
     low, high = estimate.interval
-    return {
-        "value": estimate.value,
-        "low": low,
-        "high": high,
-        "samples": estimate.samples,
-        "known": estimate.known(tolerance(name)),
-    }
-
-
-def tolerance(name: str) -> float | None:
-    """How wide the interval of a figure may be to either side for it to be known; None: half of the figure itself."""
-    magnitude = any(part in name for part in _MAGNITUDES) and "share" not in name and "correlation" not in name
-    return None if magnitude else 0.25
+    return {"value": estimate.value, "low": low, "high": high, "samples": estimate.samples, "known": known}
 
 
 def _finite(content: Any) -> Any:

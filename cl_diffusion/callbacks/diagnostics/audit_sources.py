@@ -95,7 +95,7 @@ class AuditSources:
             "law": self.law(),
             "samples": len(self.own),
             "samples_of_other": None if self.other is None else len(self.other),
-            "kinds": sorted(self.kinds),
+            "kinds": sorted(self.sources(ALL)),
         }
 
     def sources(self, band: str) -> dict[str, Samples]:

@@ -17,11 +17,10 @@ def progress(trainer: Trainer) -> dict[str, Any]:
     if trainer.ckpt_path is None:
         return {}
     checkpoint = _loaded(trainer.ckpt_path)
-    averaged = "current_model_state" in checkpoint  # what Lightning's weight averaging keeps beside the average
     return {
         **{name: checkpoint[name] for name in ("epoch", "global_step")},
         "checkpoint": str(trainer.ckpt_path),
-        "weights": "averaged" if averaged else "raw",
+        "weights": _kind(checkpoint),
     }
 
 
@@ -50,11 +49,17 @@ def displacement(module: LightningModule, later: str, at: dict[str, Any]) -> Par
         at: ``progress`` of the audited one.
 
     Raises:
-        ValueError: the weights are the very same.
+        ValueError: the weights are the very same, or another model's.
     """
     checkpoint = _loaded(later)
     weights = parameters.trainable_parameters(module)
-    there = parameters.select(checkpoint["state_dict"], weights)
+    there = checkpoint["state_dict"]
+    if differing := [name for name, w in weights.items() if name not in there or there[name].shape != w.shape]:
+        shape = tuple(there[differing[0]].shape) if differing[0] in there else "not there"
+        raise ValueError(
+            f"later={later!r}: parameter {differing[0]!r} is {shape}, and {tuple(weights[differing[0]].shape)} in the "
+            "audited model; give a checkpoint of the same model"
+        )
     moved = {name: there[name].to(w) - w.detach() for name, w in weights.items()}
     if not any(bool(each.any()) for each in moved.values()):
         raise ValueError(f"later={later!r} has the very weights of the audited checkpoint; give that of a later task")
@@ -64,6 +69,8 @@ def displacement(module: LightningModule, later: str, at: dict[str, Any]) -> Par
             f"later={later!r} has taken {steps} steps and the audited checkpoint {before}: unless it began from that "
             "one's weights, it is an earlier one"
         )
+    if "weights" in at and at["weights"] != (kind := _kind(checkpoint)):
+        rank_zero_warn(f"later={later!r} has {kind} weights and the audited checkpoint {at['weights']} ones")
     buffers = {name: checkpoint["state_dict"].get(name) for name, _ in module.named_buffers()}
     differ = [n for n, b in module.named_buffers() if (new := buffers[n]) is not None and not torch.equal(new.to(b), b)]
     if differ:
@@ -71,6 +78,11 @@ def displacement(module: LightningModule, later: str, at: dict[str, Any]) -> Par
             f"{differ[0]!r} and {len(differ) - 1} other buffers differ in later={later!r}; they stay as here"
         )
     return moved
+
+
+def _kind(checkpoint: dict[str, Any]) -> str:
+    """Whether its weights are raw: Lightning's weight averaging keeps those beside the average."""
+    return "averaged" if "current_model_state" in checkpoint else "raw"
 
 
 def _loaded(path: Any) -> dict[str, Any]:

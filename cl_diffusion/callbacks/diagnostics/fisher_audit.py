@@ -22,7 +22,8 @@ from cl_diffusion.diffusion import SNRBands
 from cl_diffusion.fisher.population import world_size
 from cl_diffusion.fisher.probe import placed
 from cl_diffusion.linalg import parameters
-from cl_diffusion.metrics.gradient_audit import KINDS
+from cl_diffusion.metrics.gradient_audit import KINDS, OTHER, RELABELLED
+from cl_diffusion.metrics.support import direction_determined
 from cl_diffusion.progress import track
 
 
@@ -51,7 +52,7 @@ class FisherAudit(TaskCallback):
             ``noise_schedule``, else there are none.
         timesteps: in place of bands, single timesteps of the module's ``noise_schedule``.
         samples: of each task, at random; the same in each band, with other draws. Cost grows with their square.
-        other: the task compared with is so many further on in the stream, from the last on to the first.
+        other: the task compared with is so many further on in the stream, round from the last to the first.
         kinds: what is compared, of ``cl_diffusion.metrics.gradient_audit.KINDS``; fewer cost less.
         radii: of the steps, as shares of the length of all parameters together; none leaves the steps out, and what of
             the damage the derivatives predict: a module without forward-mode derivatives needs that.
@@ -68,9 +69,10 @@ class FisherAudit(TaskCallback):
 
     Raises:
         ValueError: an argument is out of range; in ``setup``: bands of a module whose ``draw`` takes none, or that hold
-            none of its timesteps; a checkpoint under ``inference_mode``, or no stream to take a task from. Of a
-            checkpoint: there is an audit of it by this name, or ``later`` has its very weights. On the first batch:
-            what the audit would fail on at the boundary.
+            none of its timesteps; an ``other`` that is the task itself; a checkpoint under ``inference_mode``, or no
+            stream to take a task from; what is of a checkpoint, in a fit. Of a checkpoint: there is an audit of it by
+            this name, or ``later`` has its very weights or another model's. On the first batch: what the audit would
+            fail on at the boundary.
     """
 
     def __init__(
@@ -105,6 +107,8 @@ class FisherAudit(TaskCallback):
             raise ValueError("bands and timesteps are both given; leave one of them out")
         if not tau > 0:
             raise ValueError(f"tau={tau!r}; expected a number > 0")
+        if not name or Path(name).name != name:
+            raise ValueError(f"name={name!r}; expected the name of a folder within the run")
         if later is not None and not Path(later).is_file():
             raise ValueError(f"later={later!r} is not a file; give a checkpoint of the model trained further")
         self.bands = bands
@@ -136,9 +140,21 @@ class FisherAudit(TaskCallback):
         super().setup(trainer, pl_module, stage)
         self._tried = False
         self._bands(pl_module)
+        stream = task_stream(trainer)
+        tasks = 1 if stream is None else stream.num_tasks
+        if tasks > 1 and self.other % tasks == 0 and {OTHER, RELABELLED} & set(self.kinds):
+            raise ValueError(
+                f"other={self.other}: so many tasks further on, round a stream of {tasks}, is the task itself; give "
+                "another number, or kinds without 'other' and 'relabelled'"
+            )
         if stage != "test":
+            for argument, value in (("task", self.task), ("later", self.later)):
+                if stage == "fit" and value is not None:
+                    raise ValueError(
+                        f"{argument}={value!r} is of a checkpoint that is tested; leave it out where a model is trained"
+                    )
             return
-        if task_stream(trainer) is None:
+        if stream is None:
             raise ValueError("a checkpoint is audited on the samples of a TaskStream, and the data module is none")
         if trainer.test_loop.inference_mode:
             raise ValueError(
@@ -186,12 +202,14 @@ class FisherAudit(TaskCallback):
             old = self._subject(trainer, module, kept["task"])
             with placed(module, {**before, **kept["buffers"]}):
                 record.damage = measurements.damage(old, moved, kept["directions"])
+            record.determined = kept["determined"]
             record.provenance["damage"] = {"task": kept["task"] + 1, "later": f"after task {task + 1}"}
         self._kept = {
             "task": task,
             "weights": {name: w.detach().cpu().clone() for name, w in now.items()},
             "buffers": {name: b.detach().cpu().clone() for name, b in module.named_buffers()},
             "directions": {name: {key: x.cpu() for key, x in v.items()} for name, v in directions.items()},
+            "determined": {name: direction_determined(record.figures, name) for name in directions},
         }
         return record
 
@@ -209,6 +227,7 @@ class FisherAudit(TaskCallback):
             record, directions = measurements.audit(subject, self._provenance(pl_module, subject, at))
             if moved is not None:
                 record.damage = measurements.damage(subject, moved, directions)
+                record.determined = {name: direction_determined(record.figures, name) for name in directions}
                 record.provenance["damage"] = {"task": task + 1, "later": self.later}
         self._publish(trainer, record, task)
 
@@ -276,4 +295,9 @@ class FisherAudit(TaskCallback):
             if there is not None and number is not None and len(there) < self.samples:
                 rank_zero_warn(f"task {number + 1} has {len(there)} samples, fewer than samples={self.samples}")
         settings = {name: value for name, value in self.settings.items() if name != "memory_budget"}
-        return {**subject.describe(), **settings, **described(module), **at, "processes": world_size()}
+        of = subject.describe()
+        if set(self.kinds) != set(KINDS) and (missing := sorted(set(self.kinds) - set(of["kinds"]))):
+            rank_zero_warn(
+                f"kinds={list(self.kinds)}: {', '.join(missing)} is not to be had of {type(module).__name__}"
+            )
+        return {**of, **settings, **described(module), **at, "processes": world_size()}
