@@ -91,7 +91,8 @@ def test_the_figures_at_single_timesteps_are_drawn_beside_the_published(
     bands = {f"t = {t}": {name: figure(0.3) for name in names} for t in (700, 100)}
     bands["t = 700"]["second_to_first"]["known"] = False
     bands["t = 700"]["mu_with t = 100"] = bands["t = 100"]["mu_with t = 700"] = figure(0.8)
-    audit = {"figures": {**bands, "all": {}}, "nonlinearity": {"t = 700": figure(0.01), "t = 100": figure(0.5)}}
+    audit = {"provenance": {"task": 5, "samples": 64}, "figures": {**bands, "all": {}}}
+    audit["nonlinearity"] = {"t = 700": figure(0.01), "t = 100": figure(0.5)}
     Path("audit.json").write_text(json.dumps(audit))
     run("rank1_figures", monkeypatch, "audit.json", "--out", "pictures")
     lines = capsys.readouterr().out.splitlines()

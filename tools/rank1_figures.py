@@ -46,8 +46,9 @@ def at_timesteps(audit: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
 
 
 def draw_curves(figures: Figures, names: Mapping[str, str], title: str, path: Path) -> None:
-    """A curve for each figure, with its intervals and the published values as crosses."""
+    """A curve for each figure, with its intervals; published values as crosses, a bound as an arrow down from it."""
     from matplotlib import pyplot
+    from matplotlib.markers import CARETDOWN
 
     picture, axes = pyplot.subplots(figsize=(6.5, 4.2), layout="constrained")
     for number, (name, label) in enumerate(names.items()):
@@ -58,10 +59,11 @@ def draw_curves(figures: Figures, names: Mapping[str, str], title: str, path: Pa
         for t, of in there.items():
             face = f"C{number}" if of["known"] else "white"
             axes.plot(t, of["value"], "o", color=f"C{number}", markerfacecolor=face)
-        crosses = {t: value for t, (_, value) in PUBLISHED.get(name, {}).items()}
-        if crosses:
-            published = f"{label}, published"
-            axes.plot(list(crosses), list(crosses.values()), "x", markersize=9, color=f"C{number}", label=published)
+        label = f"{label}, published"
+        for t, (said, value) in PUBLISHED.get(name, {}).items():
+            marker: Any = CARETDOWN if said.startswith("<") else "x"
+            axes.plot(t, value, linestyle="", marker=marker, markersize=9, color=f"C{number}", label=label)
+            label = "_"  # named once
     axes.set(xlabel="t (hollow: not supported by the samples)", title=title, ylim=(-0.2, 1.1))
     axes.axhline(0, color="grey", linewidth=0.5)
     axes.grid(alpha=0.3)
@@ -70,7 +72,7 @@ def draw_curves(figures: Figures, names: Mapping[str, str], title: str, path: Pa
     pyplot.close(picture)
 
 
-def draw_linearity(audit: Mapping[str, Any], timesteps: list[int], path: Path) -> None:
+def draw_linearity(audit: Mapping[str, Any], timesteps: list[int], title: str, path: Path) -> None:
     """How far the output is from the best linear one's, relative to its size."""
     from matplotlib import pyplot
 
@@ -78,13 +80,13 @@ def draw_linearity(audit: Mapping[str, Any], timesteps: list[int], path: Path) -
     of = [audit["nonlinearity"][f"t = {t}"] for t in timesteps]
     errors = [(each["high"] - each["low"]) / 2 for each in of]
     axes.errorbar(timesteps, [each["value"] for each in of], yerr=errors, marker="o", capsize=2)
-    axes.set(xlabel="t", ylabel="|f - f_lin| / |f|", title="distance from the best linear prediction", yscale="log")
+    axes.set(xlabel="t", ylabel="|f - f_lin| / |f|", title=title, yscale="log")
     axes.grid(alpha=0.3, which="both")
     picture.savefig(path, dpi=120)
     pyplot.close(picture)
 
 
-def draw_means(figures: Figures, path: Path) -> None:
+def draw_means(figures: Figures, title: str, path: Path) -> None:
     """Cosines of mean gradients, every timestep with every other."""
     from matplotlib import pyplot
 
@@ -100,7 +102,7 @@ def draw_means(figures: Figures, path: Path) -> None:
             known = row == column or figures[timesteps[row]][f"mu_with t = {timesteps[column]}"]["known"]
             said = f"{value:.2f}" if known else f"({value:.2f})"
             axes.text(column, row, said, ha="center", va="center", fontsize=6, color=color)
-    axes.set(title="cosines of mean gradients", xlabel="t (in brackets: not supported by the samples)", ylabel="t")
+    axes.set(title=title, xlabel="t (in brackets: not supported by the samples)", ylabel="t")
     picture.colorbar(shown)
     picture.savefig(path, dpi=120)
     pyplot.close(picture)
@@ -137,21 +139,23 @@ def main() -> None:
     given = parser.parse_args()
     audit = json.loads(given.audit.read_text())
     figures = at_timesteps(audit)
+    of = audit["provenance"]
+    whose = f"task {of['task']}, {of['samples']} samples at each timestep"
     out = given.out or given.audit.parent
     out.mkdir(parents=True, exist_ok=True)
     import matplotlib
 
     matplotlib.use("agg")
     shape = {"second_to_first": "lambda_2 / lambda_1", "leading_share": "lambda_1 / trace"}
-    draw_curves(figures, shape, "spectrum of the empirical Fisher at one timestep", out / "spectrum.png")
+    draw_curves(figures, shape, f"empirical Fisher at one timestep\n{whose}", out / "spectrum.png")
     errors = {
         "leading_error": "rank one along the leading eigenvector",
         "mean_error": "rank one along the mean gradient",
         "diagonal_error": "diagonal",
     }
-    draw_curves(figures, errors, "relative Frobenius error", out / "errors.png")
-    draw_linearity(audit, list(figures), out / "linearity.png")
-    draw_means(figures, out / "means.png")
+    draw_curves(figures, errors, f"relative Frobenius error\n{whose}", out / "errors.png")
+    draw_linearity(audit, list(figures), f"distance from the best linear prediction\n{whose}", out / "linearity.png")
+    draw_means(figures, f"cosines of mean gradients\n{whose}", out / "means.png")
     print(told(figures, audit))
 
 
