@@ -13,7 +13,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from cl_diffusion import DDPM, TaskDataModule
 from cl_diffusion.callbacks import FisherAudit
 from cl_diffusion.callbacks.diagnostics.audit_measurements import AuditMeasurements
-from cl_diffusion.callbacks.diagnostics.audit_sources import AuditSources, Chosen
+from cl_diffusion.callbacks.diagnostics.audit_sources import AuditSources
+from cl_diffusion.callbacks.diagnostics.chosen_samples import Chosen
 from cl_diffusion.diffusion import DrawnBatch, SNRBands
 from cl_diffusion.diffusion.linear_surrogate import linear_output
 from cl_diffusion.fisher.inner_products import inner_products
