@@ -17,10 +17,7 @@ from cl_diffusion.callbacks.regularization.task_samples import OwnSamples
 from cl_diffusion.diffusion import SNRBand, SNRBands
 from cl_diffusion.diffusion.controls import images_of, labels_of, pure_noise, relabelled
 from cl_diffusion.fisher import DiagonalFisher, OutputLoss
-from cl_diffusion.fisher.population import (
-    Population,
-    gathered_objects,
-)
+from cl_diffusion.fisher.population import Population, gathered_objects
 from cl_diffusion.fisher.probe import Probe
 from cl_diffusion.fisher.residual import RESIDUALS, Empirical, OfOutput
 from cl_diffusion.fisher.samples import Samples
