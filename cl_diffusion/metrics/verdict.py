@@ -7,9 +7,7 @@ from collections.abc import Mapping
 
 from cl_diffusion.metrics.gradient_audit import ALL, COMPARED
 from cl_diffusion.metrics.half_samples import Estimate
-from cl_diffusion.metrics.support import determined
-
-Figures = Mapping[str, Estimate]
+from cl_diffusion.metrics.support import Figures, determined
 
 HIGH, LOW = 0.8, 0.5
 """A cosine or share above ``HIGH`` with its whole interval is called high, below ``LOW`` low."""
@@ -43,7 +41,7 @@ def verdict(figures: Mapping[str, Figures]) -> list[str]:
       that is not known, nothing more is said of it. Where both this and the other direction are determined,
       ``v_other_corrected`` high: task-independent; low: of this task; likewise what labels and data have to do with
       it, from ``v_relabelled_corrected`` and ``v_noise_corrected``;
-    - *mean*: the same of ``mu_itself``, and where it is determined ``mu_to_v``;
+    - *mean*: the same of ``mu_itself``, and where both it and ``v`` are determined ``mu_to_v``;
     - *linear model*: where both directions are determined (``v_itself``, ``remainder_itself``):
       ``remainder_bound_cosine``, of the least bound, high: the linear denoiser's direction is bound to survive; else
       the bound and the measured angle are said;
@@ -171,6 +169,8 @@ def _mean(of: Figures) -> str:
         return f"whether there is a mean gradient beside sampling noise cannot be told ({_told(itself)} with itself)"
     if not known:
         return f"the mean gradient is mostly sampling noise ({_told(itself)} with itself)"
+    if not determined(of["v_itself"]):
+        return f"there is a mean gradient beside sampling noise ({_told(itself)} with itself)"
     says = {
         "high": "the mean gradient is the leading direction",
         "not low": "the mean gradient has half of the leading direction or more",

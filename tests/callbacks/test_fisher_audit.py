@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 
-from cl_diffusion import TaskDataModule
+from cl_diffusion import DDPM, TaskDataModule
 from cl_diffusion.callbacks import FisherAudit, TaskCheckpoint
+from cl_diffusion.callbacks.diagnostics.audit_measurements import AuditMeasurements
 from cl_diffusion.cli import main
 from cl_diffusion.diffusion import SNRBands
 from tests.callbacks.stranger import Regression, loader, trainer, weights
@@ -173,6 +174,43 @@ def test_a_task_of_a_few_samples_is_passed_over_with_a_warning(tmp_path: Path) -
     with pytest.warns(UserWarning, match="task 1 has 5 samples, and an audit needs 8"):
         trainer(FisherAudit(**QUICK), default_root_dir=str(tmp_path)).fit(Regression(), loader(0, samples=5))
     assert not (tmp_path / "audit").exists()
+
+
+class Shifted(torch.nn.Module):
+    """A network with a buffer that moves as it is trained, as running statistics do."""
+
+    shift: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("shift", torch.zeros(()))
+        self.layer = torch.nn.Conv2d(1, 1, 3, padding=1)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.layer(x + self.shift)
+        return out
+
+
+class Shifts(Callback):
+    """Moves the buffer at the end of every epoch."""
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        pl_module.denoiser.network.shift += 0.5  # type: ignore[union-attr, operator]
+
+
+def test_damage_starts_from_the_buffers_that_the_task_ended_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, seen = Shifted(), []
+
+    def damage(self: Any, subject: Any, displacement: Any, directions: Any) -> dict[str, Any]:
+        seen.append(float(network.shift))
+        return {}
+
+    monkeypatch.setattr(AuditMeasurements, "damage", damage)
+    fit(DDPM(network), tmp_path, Shifts(), FisherAudit(**{**QUICK, "radii": []}, kinds=["own"]), data=SAMPLES)
+    assert seen == [0.5]
+    assert float(network.shift) == 1.0
 
 
 class Recurrent(Regression):

@@ -264,6 +264,16 @@ def test_a_mean_that_is_noise_is_not_said_to_be_the_leading_direction() -> None:
     assert "mean gradient is mostly sampling noise" in said or "cannot be told" in said
 
 
+def test_a_mean_is_not_compared_with_a_leading_direction_that_is_not_determined() -> None:
+    g = normal(128, SIZE)
+    g[:, 0] += 10
+    of = audit({(ALL, OWN): g}).estimates(repeats=20)[ALL]
+    unknown = {**of, "v_itself": Estimate(0.9, 0.3, 128)}
+    assert "the mean gradient is the leading direction" in verdict({ALL: of})[0]
+    assert "there is a mean gradient beside sampling noise" in verdict({ALL: unknown})[0]
+    assert "mean gradient is the leading" not in verdict({ALL: unknown})[0]
+
+
 def test_a_mean_of_which_much_is_signal_is_not_called_noise() -> None:
     """Halves that agree at .43 make a whole of which .6 is signal."""
     g = normal(128, SIZE)
