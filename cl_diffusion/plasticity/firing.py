@@ -31,27 +31,39 @@ class InterFiringTimes:
         max_age: no ``tau_i`` is longer; older ages count as this.
     """
 
-    def __init__(self, count: int, threshold: float, initial_age: float, max_age: int = 10**7) -> None:
+    def __init__(self, count: int, threshold: float, initial_age: int, max_age: int = 10**7) -> None:
         self.threshold = threshold
         self.max_age = max_age
-        self.ages = torch.zeros(count, dtype=torch.int64)
-        self.limits = torch.full((count,), float(initial_age))
+        self.limits = torch.full((count,), initial_age)
+        self._clock: Tensor | int = 0  # examples so far; of each unit, where not all of them see the same
+        self._last = torch.zeros(count, dtype=torch.int64)  # when it fired last, or was reset, by that clock
+        self._nothing_within = 0  # so many examples no unit can be due
         self._keys = torch.zeros(0, dtype=torch.int64)  # unit * (max_age + 1) + age
         self._counts = torch.zeros(0, dtype=torch.int64)
-        self._pending: list[Tensor] = []
+        self._forget_events()
 
-    def observe(self, fired: Tensor, examples: Tensor | int) -> Tensor:
-        """Take in whether each unit has fired in a step of so many examples; returns which are to be reset."""
-        self._pending.append(self.ages * fired)
-        self.ages = (self.ages + examples).masked_fill_(fired, 0)
-        if len(self._pending) >= _FLUSH:
-            self._flush()
-        return self.ages >= self.limits
+    @property
+    def ages(self) -> Tensor:
+        """Of each unit, int64: examples since it fired last."""
+        return self._clock - self._last
+
+    def observe(self, fired: Tensor, examples: Tensor | int) -> Tensor | None:
+        """Take in whether each unit has fired in a step of so many examples.
+
+        Returns:
+            A mask of those that are to be reset; None where none is.
+        """
+        self._take_place(fired, examples)
+        self._nothing_within -= examples if isinstance(examples, int) else int(examples.max())
+        if self._nothing_within > 0:
+            return None
+        left = self._last + self.limits - self._clock
+        self._nothing_within = int(left.min())
+        return None if self._nothing_within > 0 else left <= 0
 
     def reset(self, which: Tensor) -> None:
         """These units, a mask, are new."""
-        self._pending.append(self.ages * which)
-        self.ages = self.ages.masked_fill(which, 0)
+        self._take_place(which, 0)
 
     def update(self, examples: int) -> None:
         """New thresholds, of no fewer examples than a batch has."""
@@ -63,15 +75,16 @@ class InterFiringTimes:
             before = torch.cat([totals.new_zeros(1), totals.cumsum(0)[:-1]])
             share = (counts.cumsum(0) - before[units]) / totals[units]
             enough = share >= 1 - self.threshold - 1e-12
-            reached = torch.full_like(totals, math.inf).scatter_reduce_(0, units[enough], ages[enough].double(), "amin")
-            limits = self.limits.cpu().double()
+            limits = self.limits.cpu()
+            reached = (2 * limits).scatter_reduce_(0, units[enough], ages[enough], "amin")
             new = torch.where(reached < limits, reached, 2 * limits)
             new = torch.where(totals > 0, new, limits).clamp(examples, max(self.max_age, examples))
-            self.limits = new.to(self.limits)
+            self.limits = new.to(self.limits.device)
+        self._nothing_within = 0
 
     def to(self, device: torch.device) -> None:
         """Go to where the units are."""
-        self.ages, self.limits = self.ages.to(device), self.limits.to(device)
+        self._last, self.limits = self._last.to(device), self.limits.to(device)
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors alone."""
@@ -80,21 +93,44 @@ class InterFiringTimes:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of ``state_dict``."""
-        self.ages, self.limits = state["ages"].clone(), state["limits"].clone()
-        self._keys, self._counts, self._pending = state["keys"].clone(), state["counts"].clone(), []
+        self.limits, self._keys, self._counts = (state[name].clone() for name in ("limits", "keys", "counts"))
+        self._clock, self._last, self._nothing_within = 0, -state["ages"], 0
+        self._forget_events()
+
+    def _take_place(self, who: Tensor, examples: Tensor | int) -> None:
+        """These fire, or are reset, when so many examples have passed."""
+        self._events.append((who, examples))
+        self._clock = self._clock + examples
+        if isinstance(self._clock, int):
+            self._last.masked_fill_(who, self._clock)
+        else:
+            self._last = torch.where(who, self._clock, self._last)
+        if len(self._events) >= _FLUSH:
+            self._flush()
 
     def _flush(self) -> None:
-        """Pending ages into the histogram; 0 stands for none."""
-        if not self._pending:
+        """The ages at all events into the histogram; 0 stands for none."""
+        if not self._events:
             return
-        rows = torch.stack(self._pending).cpu()
-        self._pending = []
-        units = torch.arange(rows.shape[1]).expand_as(rows)[rows > 0]
-        ages = rows[rows > 0].clamp(max=self.max_age)
-        keys = torch.cat([self._keys, units * (self.max_age + 1) + ages])
-        counts = torch.cat([self._counts, torch.ones_like(ages)])
-        self._keys, which = keys.unique(return_inverse=True)
-        self._counts = torch.zeros_like(self._keys).index_add_(0, which, counts)
+        who = torch.stack([who for who, _ in self._events]).cpu()
+        if isinstance(self._clock, int):
+            passed = torch.tensor([[examples] for _, examples in self._events])
+        else:
+            passed = torch.stack([torch.as_tensor(examples).cpu().expand_as(who[0]) for _, examples in self._events])
+        clocks = self._flushed_clock + passed.cumsum(0)
+        last = torch.cat([self._flushed_last[None], clocks.where(who, -(2**62))]).cummax(0).values[:-1]
+        ages = (clocks - passed - last).where(who, 0).clamp(max=self.max_age)
+        units = torch.arange(ages.shape[1]).expand_as(ages)
+        keys = torch.cat([self._keys, (units * (self.max_age + 1) + ages)[ages > 0]])
+        counts = torch.cat([self._counts, torch.ones(len(keys) - len(self._keys), dtype=torch.int64)])
+        self._keys, where = keys.unique(return_inverse=True)
+        self._counts = torch.zeros_like(self._keys).index_add_(0, where, counts)
+        self._forget_events()
+
+    def _forget_events(self) -> None:
+        """Who fired or was reset, after how many examples: from here on what is not in the histogram yet."""
+        self._events: list[tuple[Tensor, Tensor | int]] = []
+        self._flushed_clock, self._flushed_last = torch.as_tensor(self._clock).cpu(), self._last.cpu().clone()
 
 
 class FiringRates:
@@ -121,14 +157,15 @@ class FiringRates:
         """Each ``tau_i``, in positions."""
         return -math.log(self.threshold) * (1 + self.positions) / (1 + self.fired)
 
-    def observe(self, fired: Tensor, positions: Tensor | int) -> Tensor:
-        """Take in how often each unit has fired at so many positions; returns which are to be reset."""
+    def observe(self, fired: Tensor, positions: Tensor | int) -> Tensor | None:
+        """Take in how often each unit has fired at so many positions; returns a mask of those due, None of none."""
         fired, positions = fired.to(self.ages), torch.as_tensor(positions, device=self.ages.device)
         silent = fired == 0
         self.ages = torch.where(silent, self.ages + positions, positions / fired.clamp(min=1))
         self.fired += fired
         self.positions += positions
-        return silent & (self.ages >= self.limits)
+        due = silent & (self.ages >= self.limits)
+        return due if bool(due.any()) else None
 
     def reset(self, which: Tensor) -> None:
         """These units, a mask, are new."""

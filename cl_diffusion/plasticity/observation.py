@@ -60,12 +60,8 @@ class Observer:
                     f"the activation {of.activation} a module of its own, or use another score"
                 )
             seen_at = modules[site.module]
-            if site.side == "input":
-                hook: Any = partial(self._on_input, number, site)
-                self._hooks.append(partial(seen_at.register_forward_pre_hook, hook))
-            else:
-                hook = partial(self._on_output, number, site)
-                self._hooks.append(partial(seen_at.register_forward_hook, hook))
+            register: Any = seen_at.register_forward_pre_hook if site.side == "input" else seen_at.register_forward_hook
+            self._hooks.append(partial(register, partial(self._look, number, site)))
         self._handles: list[RemovableHandle] = []
         self.clear()
 
@@ -86,15 +82,10 @@ class Observer:
             handle.remove()
         self._handles = []
 
-    def _on_input(self, number: int, site: Site, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        self._look(number, site, module, inputs[0])
-
-    def _on_output(self, number: int, site: Site, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        self._look(number, site, module, output)
-
-    def _look(self, number: int, site: Site, module: nn.Module, values: Tensor) -> None:
+    def _look(self, number: int, site: Site, module: nn.Module, inputs: tuple[Any, ...], output: Any = None) -> None:
         if not (torch.is_grad_enabled() and module.training):
             return
+        values: Tensor = inputs[0] if site.side == "input" else output
         if self.look == "gradients":
             if values.requires_grad:
                 values.register_hook(lambda gradient: self._take(number, site, gradient))
@@ -117,9 +108,9 @@ class Observer:
         self.positions[number] = self.positions.get(number, 0) + values.numel() // count
 
 
-def fired(layer: int, values: Tensor, others: list[int]) -> Tensor:
-    """Whether each unit is positive anywhere; combined by ``torch.logical_or``."""
-    return values.amax(others) > 0
+def peaks(layer: int, values: Tensor, others: list[int]) -> Tensor:
+    """The largest value of each unit, which fires where that is positive; combined by ``torch.maximum``."""
+    return values.amax(others)
 
 
 def firings(layer: int, values: Tensor, others: list[int]) -> Tensor:

@@ -90,7 +90,7 @@ def _drawn(module: nn.Module, units: Units, seed: int, initializer: Initializer 
     """The incoming tensors, as a fresh layer has them."""
     found: dict[str, Tensor] = {}
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed other devices too
         for owner in dict.fromkeys(part.owner for part in units.incoming):
             layer: Any = copy.deepcopy(module.get_submodule(owner)).cpu()
             (initializer or _own_initializer)(layer)

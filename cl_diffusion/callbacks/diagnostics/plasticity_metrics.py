@@ -19,7 +19,7 @@ from cl_diffusion.callbacks.plasticity.watched_units import FindsUnits, watched_
 from cl_diffusion.callbacks.task import TaskCallback
 from cl_diffusion.metrics.plasticity import effective_rank, stable_rank
 from cl_diffusion.plasticity.chains import FIRING
-from cl_diffusion.plasticity.observation import Observer, fired
+from cl_diffusion.plasticity.observation import Observer, peaks
 from cl_diffusion.plasticity.units import Units
 
 _FEATURES = 1024
@@ -68,7 +68,7 @@ class PlasticityMetrics(TaskCallback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.units = watched_units(pl_module, self.layers, self.given, or_none=True)
-        self._firing = Observer(pl_module, self.units, fired, torch.logical_or)
+        self._firing = Observer(pl_module, self.units, peaks, torch.maximum)
         self._values = Observer(
             pl_module, self.units, _rows, lambda old, new: torch.cat([old, new])[-_FEATURES:], look="activations"
         )
@@ -140,8 +140,8 @@ class PlasticityMetrics(TaskCallback):
         for number, of in enumerate(self.units):
             figures = found.setdefault(of.name, {})
             if number in self._firing.seen and of.activation in FIRING:
-                alive = all_processes(self._firing.seen[number].to(torch.int64), largest=True)
-                figures["dead"] = float((alive == 0).double().mean())
+                highest = all_processes(self._firing.seen[number], largest=True)
+                figures["dead"] = float((highest <= 0).double().mean())
             if number in self._values.seen:
                 features = self._values.seen[number].float().cpu()
                 figures["effective_rank"] = effective_rank(features)

@@ -14,7 +14,7 @@ from cl_diffusion.callbacks.plasticity.unit_resets import UnitResets
 from cl_diffusion.fisher.population import world_size
 from cl_diffusion.plasticity.chains import FIRING
 from cl_diffusion.plasticity.firing import FiringRates, InterFiringTimes
-from cl_diffusion.plasticity.observation import Looked, Observer, fired, firings, magnitudes
+from cl_diffusion.plasticity.observation import Looked, Observer, firings, magnitudes, peaks
 from cl_diffusion.plasticity.utility import dormancy
 
 Variant = Literal["released", "counting"]
@@ -86,7 +86,7 @@ class SelfNormalizedResets(UnitResets):
         if self.variant == "counting":
             return Observer(pl_module, self.units, firings)
         if self.firing == "sign":
-            return Observer(pl_module, self.units, fired, torch.logical_or)
+            return Observer(pl_module, self.units, peaks, torch.maximum)
         look: Looked = "gradients" if self.firing == "gradient" else "activations"
         return Observer(pl_module, self.units, magnitudes, look=look)
 
@@ -111,12 +111,14 @@ class SelfNormalizedResets(UnitResets):
     @override
     def due(self, pl_module: LightningModule, observer: Observer) -> dict[int, Tensor]:
         assert self.detector is not None
-        device = self.detector.ages.device
-        every = torch.cat([self._fired(observer, number, device) for number in range(len(self.units))])
+        device = self.detector.limits.device
+        every = torch.cat([self._figures(observer, number, device) for number in range(len(self.units))])
+        if self.variant == "released":
+            every = every > self.floor
         if world_size() > 1:
             every = all_processes(every.to(torch.int64), largest=self.variant == "released").to(every.dtype)
         which = self.detector.observe(every, self._passed(observer, device))
-        if not bool(which.any()):
+        if which is None:
             return {}
         self.detector.reset(which)
         found, start = {}, 0
@@ -135,20 +137,21 @@ class SelfNormalizedResets(UnitResets):
     def watched(self) -> dict[str, Any]:
         return {} if self.detector is None else {**self.detector.state_dict(), "batch": self._batch}
 
-    def _fired(self, observer: Observer, number: int, device: torch.device) -> Tensor:
-        """Whether, or how often; zeros of a layer that took no part."""
+    def _figures(self, observer: Observer, number: int, device: torch.device) -> Tensor:
+        """How often they fire, or what tells whether they do by being above ``floor``; 0 of a layer that took no part."""
         if number not in observer.seen:
-            kind = torch.int64 if self.variant == "counting" else torch.bool
+            kind = torch.int64 if self.variant == "counting" else torch.float32
             return torch.zeros(self.units[number].count, dtype=kind, device=device)
         figures = observer.seen[number]
-        return figures if self.firing == "sign" else dormancy(figures / observer.positions[number]) > self.floor
+        return figures if self.firing == "sign" else dormancy(figures / observer.positions[number])
 
     def _passed(self, observer: Observer, device: torch.device) -> Tensor | int:
         """Examples of the step, or positions of each unit; of all processes."""
         per_layer = observer.positions if self.variant == "counting" else observer.examples
         numbers = summed([per_layer.get(number, 0) for number in range(len(self.units))], device)
-        self._batch = max(self._batch, *numbers) if self.variant == "released" else 1
-        if self.variant == "released" and min(numbers) == max(numbers):
-            return numbers[0]
+        if self.variant == "released":
+            self._batch = max(self._batch, *numbers)
+            if len(set(numbers)) == 1:
+                return numbers[0]
         counts = torch.tensor([of.count for of in self.units], device=device)
         return torch.tensor(numbers, device=device).repeat_interleave(counts)

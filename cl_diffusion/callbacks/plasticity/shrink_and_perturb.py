@@ -79,7 +79,7 @@ class ShrinkAndPerturb(Callback):
             return
         key = derive_keys(self.seed, torch.tensor([trainer.global_step]), purpose="shrink and perturb")
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(key) % 2**63)
+            torch.default_generator.manual_seed(int(key) % 2**63)
             for layer, _ in self._layers:
                 layer.reset_parameters()
             pairs = [pair for _, of in self._layers for pair in of]
