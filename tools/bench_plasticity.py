@@ -270,8 +270,10 @@ def _draw_detection(curves: dict[str, list[tuple[float, float, float]]], path: P
     path.parent.mkdir(parents=True, exist_ok=True)
     figure, axes = pyplot.subplots(figsize=(6, 4.2), layout="constrained")
     for name, points in curves.items():
-        axes.plot([p[0] for p in points], [p[1] for p in points], marker="o", label=f"{name}, median unit")
-        axes.plot([p[0] for p in points], [p[2] for p in points], marker=".", linestyle="--", label=f"{name}, mean")
+        median = "" if name == "one for all" else ", median unit"
+        axes.plot([p[0] for p in points], [p[1] for p in points], marker="o", label=name + median)
+        if median:
+            axes.plot([p[0] for p in points], [p[2] for p in points], marker=".", linestyle="--", label=f"{name}, mean")
     axes.set(xscale="log", yscale="log", xlabel="live units that are silent for so long, share")
     axes.set_ylabel("steps until a dead unit is told")
     axes.legend(fontsize=8)

@@ -138,7 +138,7 @@ class SelfNormalizedResets(UnitResets):
         return {} if self.detector is None else {**self.detector.state_dict(), "batch": self._batch}
 
     def _figures(self, observer: Observer, number: int, device: torch.device) -> Tensor:
-        """How often they fire, or what tells whether they do by being above ``floor``; 0 of a layer that took no part."""
+        """How often they fire, or what is above ``floor`` where they do; 0 of a layer that took no part."""
         if number not in observer.seen:
             kind = torch.int64 if self.variant == "counting" else torch.float32
             return torch.zeros(self.units[number].count, dtype=kind, device=device)
