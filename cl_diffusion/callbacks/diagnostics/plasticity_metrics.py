@@ -140,8 +140,8 @@ class PlasticityMetrics(TaskCallback):
         for number, of in enumerate(self.units):
             figures = found.setdefault(of.name, {})
             if number in self._firing.seen and of.activation in FIRING:
-                highest = all_processes(self._firing.seen[number], largest=True)
-                figures["dead"] = float((highest <= 0).double().mean())
+                alive = all_processes((self._firing.seen[number] > 0).to(torch.int64), largest=True)
+                figures["dead"] = float((alive == 0).double().mean())
             if number in self._values.seen:
                 features = self._values.seen[number].float().cpu()
                 figures["effective_rank"] = effective_rank(features)
