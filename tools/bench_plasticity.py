@@ -164,22 +164,32 @@ def _draw_sweep(results: dict[str, list[dict[str, float]]], path: Path) -> None:
 
 def relu_command(given: argparse.Namespace, extra: Sequence[str]) -> None:
     """One ReLU, x ~ U[-1, 1] and a bias, from where it never fires; and a fresh one, for comparison."""
+    lines = []
+    for name in _relus():
+        found = single_relus(name, range(20))
+        print(f"{name}: through", file=sys.stderr, flush=True)
+        errors = [error for error, _ in found]
+        learns, fires = sum(error < 1e-2 for error in errors), sum(alive for _, alive in found)
+        lines.append([name, f"{fires} / 20", f"{learns} / 20", f"{statistics.median(errors):.2g}"])
+    print(table(["method", "fires in the end", "learns the target (error < 0.01)", "median error"], lines))
+
+
+def single_relus(method: str, seeds: Sequence[int]) -> list[tuple[float, bool]]:
+    """By seed, what a method of ``relu`` has come to: the squared error, and whether the unit fires."""
+    return [_one_relu(seed, *_relus()[method]()) for seed in seeds]
+
+
+def _relus() -> dict[str, Callable[[], tuple[list[Any], float, bool]]]:
+    """By method: callbacks, weight decay, and whether the unit is dead at first."""
     from cl_diffusion.callbacks import L2Init, SelfNormalizedResets
 
-    ways: dict[str, Callable[[], tuple[list[Any], float, bool]]] = {
+    return {
         "none": lambda: ([], 0.0, True),
         "L2": lambda: ([], 1e-2, True),
         "L2 towards the initial weights": lambda: ([L2Init(1e-2)], 0.0, True),
         "Self-Normalized Resets": lambda: ([SelfNormalizedResets(initial_age=640)], 0.0, True),
         "none, from a fresh unit": lambda: ([], 0.0, False),
     }
-    lines = []
-    for name, build in ways.items():
-        found = [_one_relu(seed, *build()) for seed in range(20)]
-        errors = [error for error, _ in found]
-        learns, fires = sum(error < 1e-2 for error in errors), sum(alive for _, alive in found)
-        lines.append([name, f"{fires} / 20", f"{learns} / 20", f"{statistics.median(errors):.2g}"])
-    print(table(["method", "fires in the end", "learns the target (error < 0.01)", "median error"], lines))
 
 
 def _one_relu(seed: int, callbacks: list[Any], decay: float, dead: bool) -> tuple[float, bool]:

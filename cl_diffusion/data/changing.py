@@ -57,8 +57,8 @@ class ChangingDataModule(TaskDataModule):
         if change not in get_args(Change):
             raise ValueError(f"change={change!r}: expected one of {', '.join(get_args(Change))}.")
         for name, value in (("num_tasks", num_tasks), ("images_per_task", images_per_task)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name}={value}: expected at least 1.")
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name}={value!r}: expected a whole number, at least 1.")
         self.change: Change = change
         self._num_tasks = num_tasks
         self.images_per_task = images_per_task
@@ -118,12 +118,31 @@ class ChangingDataModule(TaskDataModule):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "change": self.change, "num_tasks": self.num_tasks}
+        return {**super().state_dict(), **self._changes()}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Refuses a checkpoint of another stream.
+
+        Raises:
+            ValueError: the checkpoint's data set, or what its tasks change, is not this stream's.
+        """
+        super().load_state_dict(state_dict)
+        mine = self._changes()
+        if other := {name: state_dict[name] for name, own in mine.items() if state_dict.get(name, own) != own}:
+            raise ValueError(
+                f"{mine}, but the checkpoint is of a stream with {other}. Give these, or start without it."
+            )
+
+    def _changes(self) -> dict[str, Any]:
+        return {"change": self.change, "num_tasks": self.num_tasks, "change_seed": self.seed}
 
     def _indices(self, task: int) -> Tensor:
         every = self.scenario.training.indices(self.scenario.split.classes)
-        if self.images_per_task is None or self.images_per_task >= len(every):
+        if self.images_per_task is None:
             return every
+        if self.images_per_task > len(every):
+            raise ValueError(f"images_per_task={self.images_per_task}: there are {len(every)}; give at most that.")
         which = 0 if self.change == "random_labels" else task
         return every[keyed_permutation(len(every), self.seed, Purpose.LIMIT, which)[: self.images_per_task]]
 
@@ -182,6 +201,11 @@ class SparseVectors(Dataset[Any]):
     def __init__(
         self, samples: int = 256, side: int = 8, density: float = 0.4, classes: int = 10, seed: int = 0
     ) -> None:
+        if min(samples, side, classes) < 1 or not 0 <= density <= 1:
+            raise ValueError(
+                f"samples={samples}, side={side}, classes={classes}, density={density}: expected at least 1 of each, "
+                "and a share in [0, 1]."
+            )
         generator = torch.Generator().manual_seed(seed)
         values = torch.rand(samples, 1, side, side, generator=generator)
         self.images = values * (torch.rand(values.shape, generator=generator) < density)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
 
+from cl_diffusion.keys import KeyedBatch
 from cl_diffusion.plain_hyperparameters import PlainHyperparameters
 
 
@@ -46,6 +47,23 @@ class OnlineClassifier(PlainHyperparameters, LightningModule):
             self.right += (logits.argmax(1) == labels).sum()
             self.seen += len(labels)
         return functional.cross_entropy(logits, labels)
+
+    @override
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """The accuracy on held-out samples, ``val_accuracy``; of several loaders, each one's."""
+        self._judge(batch, "val_accuracy")
+
+    @override
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """The accuracy on held-out samples, ``test_accuracy``; of several loaders, each one's."""
+        self._judge(batch, "test_accuracy")
+
+    def _judge(self, batch: Any, name: str) -> None:
+        images, labels = batch.batch if isinstance(batch, KeyedBatch) else batch
+        right = self.network((images + 1) / 2).argmax(1) == labels
+        self.log(
+            name, right.double().mean().float(), on_step=False, on_epoch=True, batch_size=len(labels), sync_dist=True
+        )
 
     def task_figures(self) -> dict[str, float]:
         """Of the task that ends: ``online_accuracy``; counted anew from here."""

@@ -26,6 +26,9 @@ class Perceptron(nn.Sequential):
         hidden: units of the hidden layers.
         activation: ``"relu"``, or ``"crelu"``, which doubles what the next layer reads.
         layer_norm: between each hidden layer and its activation.
+
+    Raises:
+        ValueError: ``activation`` is unknown.
     """
 
     def __init__(
@@ -36,6 +39,8 @@ class Perceptron(nn.Sequential):
         activation: Literal["relu", "crelu"] = "relu",
         layer_norm: bool = False,
     ) -> None:
+        if activation not in ("relu", "crelu"):
+            raise ValueError(f"activation={activation!r}; expected 'relu' or 'crelu'")
         layers: list[nn.Module] = [nn.Flatten()]
         width = in_features
         for units in hidden:

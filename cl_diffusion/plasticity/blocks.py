@@ -96,13 +96,14 @@ def encoder_layer(layer: Any) -> Units:
     activation = type(function).__name__ if isinstance(function, nn.Module) else known.get(function, "")
     if activation not in FIRING:
         raise Unproven(f"its activation is {function!r}, of which it is not known when it fires")
+    batch = 0 if layer.self_attn.batch_first else 1
     return Units(
         "linear1",
         layer.linear1.out_features,
         incoming=(Slice("linear1.weight"),),
         outgoing=(Slice("linear2.weight", axis=1),),
-        activations=Site("dropout", "input", -1),
-        gates=Site("linear1", "output", -1),
+        activations=Site("dropout", "input", -1, batch=batch),
+        gates=Site("linear1", "output", -1, batch=batch),
         shifts=(Slice("linear1.bias"),) if layer.linear1.bias is not None else (),
         next_bias="linear2.bias" if layer.linear2.bias is not None else None,
         activation=activation,

@@ -12,6 +12,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
+from cl_diffusion.plasticity.undisturbed import undisturbed
 from cl_diffusion.plasticity.units import Site, Slice, Units
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -47,17 +48,20 @@ def chains(module: nn.Module) -> tuple[list[Units], Refused]:
     """The units of a module that ``torch.fx`` can trace, and the layers that have none.
 
     Proven is a layer (``Linear`` or a convolution of one group) whose output goes, by way of at most one norm, through
-    one activation, and from there through dropout, pooling and flattening into one other layer, and nowhere else. A
-    norm after the activation, a second reader, a module that is used twice and a weight of two names are refused.
+    one activation, and from there through dropout, pooling and flattening into one other layer, and nowhere else; that
+    layer reads the axis along which the units lie. A norm after the activation, a second reader, a module that is used
+    twice, a weight of two names or used beside its module, a parametrised weight are refused.
 
     Raises:
         Exception: whatever the tracer raises of a module that it cannot trace.
     """
-    graph = fx.Tracer().trace(module)
+    with undisturbed(module):
+        graph = fx.Tracer().trace(module)
     modules = dict(module.named_modules())
     calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
     names = Counter(id(p) for _, p in module.named_parameters(remove_duplicate=False))
     shared = {name for name, p in module.named_parameters(remove_duplicate=False) if names[id(p)] > 1}
+    shared |= {str(node.target) for node in graph.nodes if node.op == "get_attr"}
     found: list[Units] = []
     refused: Refused = {}
     for node in graph.nodes:
@@ -84,12 +88,14 @@ class _Walk:
         self.shifts: list[Slice] = []
         self.scales: list[Slice] = []
         self.mixes = ""
+        self.normed = False
+        self.axes: int | None = None
 
     def units(self, node: fx.Node) -> Units:
         name = str(node.target)
         layer: Any = self.modules[name]
         self._require_own(name)
-        count = layer.weight.shape[0]
+        count: int = layer.weight.shape[0]
         if layer.bias is not None:
             self.shifts.append(Slice(f"{name}.bias"))
         reader = self._next(node)
@@ -100,10 +106,14 @@ class _Walk:
             raise Unproven(f"there is no activation between it and {reader.target}, which reads it")
         self._require_own(str(reader.target))
         read: Any = self.modules[str(reader.target)]
+        if _kind(read) is not (nn.Linear if self.flattened else _kind(layer)):
+            raise Unproven(f"{_called(reader, self.modules)} reads along another axis than that of its units")
         width, rest = divmod(read.weight.shape[1], count)
         if rest or (width > 1 and not self.flattened):
             raise Unproven(f"{reader.target} reads {read.weight.shape[1]} features of its {count} units")
         axis = -1 if isinstance(layer, nn.Linear) else 1
+        if not isinstance(layer, nn.Linear):
+            self.axes = layer.weight.ndim
         return Units(
             name,
             count,
@@ -133,7 +143,11 @@ class _Walk:
         if self.calls[name] > 1:
             raise Unproven(f"{name} is used {self.calls[name]} times, by several paths")
         if tied := [full for full in self.shared if full.rpartition(".")[0] == name]:
-            raise Unproven(f"{tied[0]} is a parameter of another module too")
+            raise Unproven(f"{tied[0]} is used elsewhere too")
+        if layer._parameters.get("weight") is None or (
+            layer.bias is not None and layer._parameters.get("bias") is None
+        ):
+            raise Unproven(f"{name} has a weight that is computed from other parameters")
         if getattr(layer, "groups", 1) != 1:
             raise Unproven(f"{name} has {layer.groups} groups")
         if not hasattr(layer, "reset_parameters"):
@@ -145,7 +159,7 @@ class _Walk:
         if isinstance(module, (*_BATCH_NORMS, *_MIXING_NORMS)):
             if self.activation is not None:
                 raise Unproven(f"its outgoing side is a norm, {_called(node, self.modules)}")
-            self._norm(str(node.target), module)
+            self._norm(str(node.target), module, self.modules[layer])
         elif (called := self._activation(node, module)) is not None:
             if self.activation is not None:
                 raise Unproven(f"two activations follow it, the second {_called(node, self.modules)}")
@@ -158,19 +172,29 @@ class _Walk:
         elif isinstance(module, _POOLS) or node.target in _POOLING:
             if self.activation is None or self.flattened:
                 raise Unproven(f"{_called(node, self.modules)} is not between its activation and a flattening")
+            if isinstance(self.modules[layer], nn.Linear):
+                raise Unproven(f"{_called(node, self.modules)} pools over its units")
         elif not isinstance(module, _PASSING) and node.target not in _DROPOUTS:
             raise Unproven(
                 f"its output goes through {_called(node, self.modules)}, of which it is not known what that does"
             )
 
-    def _norm(self, name: str, module: nn.Module) -> None:
-        if self.mixes or self.scales:
+    def _norm(self, name: str, module: Any, layer: Any) -> None:
+        if self.mixes or self.normed:
             raise Unproven(f"two norms follow it, the second {name}")
+        self.normed = True
+        linear, over_last = isinstance(layer, nn.Linear), isinstance(module, (nn.LayerNorm, nn.RMSNorm))
+        if over_last and not linear:
+            raise Unproven(f"{name} normalises along another axis than that of its units")
+        of = module.normalized_shape if over_last else (getattr(module, "num_features", None) or module.num_channels,)
+        count = layer.weight.shape[0]
+        if tuple(of) != (count,):
+            raise Unproven(f"{name} normalises {of}, and there are {count} units")
+        if linear and not over_last:
+            self.axes = 2  # of more, this norm has the second and a linear layer the last
         if isinstance(module, _MIXING_NORMS):
             self.mixes = name
         if getattr(module, "weight", None) is not None:
-            if module.weight.ndim != 1:
-                raise Unproven(f"{name} normalises several axes")
             self.scales.append(Slice(f"{name}.weight"))
         if getattr(module, "bias", None) is not None:
             self.shifts.append(Slice(f"{name}.bias"))
@@ -201,12 +225,12 @@ class _Walk:
         node = self.activation
         assert node is not None
         if node.op == "call_module" and self.calls[node.target] == 1:
-            return Site(str(node.target), "output", axis)
+            return Site(str(node.target), "output", axis, axes=self.axes)
         before = node.args[0]
         assert isinstance(before, fx.Node)
         if before.op != "call_module" or self.calls[before.target] > 1:
             raise Unproven(f"what its activation {_called(node, self.modules)} reads is no module's output of its own")
-        return Site(str(before.target), "output", axis, activation=_applied(node, self.modules))
+        return Site(str(before.target), "output", axis, activation=_applied(node, self.modules), axes=self.axes)
 
 
 def _applied(node: fx.Node, modules: dict[str, nn.Module]) -> Callable[..., Any]:
@@ -222,6 +246,10 @@ def _applied(node: fx.Node, modules: dict[str, nn.Module]) -> Callable[..., Any]
     )
     in_place = getattr(target, "inplace", False) or options.get("inplace") or True in rest
     return (lambda x: apply(x.clone())) if in_place else apply
+
+
+def _kind(layer: nn.Module) -> type[nn.Module]:
+    return next(kind for kind in LAYERS if isinstance(layer, kind))
 
 
 def _called(node: fx.Node, modules: dict[str, nn.Module]) -> str:

@@ -57,11 +57,16 @@ def _search(module: nn.Module, prefix: str, visited: set[int]) -> tuple[list[Uni
         found, reasons = chains(module)
     except Exception:  # whatever a forward pass that is not made for tracers may raise
         found, reasons = [], {}
+        traced = False
     else:
-        whole = [prefixed(prefix, of) for of in found]
-        return whole, {f"{prefix}.{name}".lstrip("."): reason for name, reason in reasons.items()}
-    refused: Refused = {}
+        traced = True
+        found = [prefixed(prefix, of) for of in found]
+    refused = {f"{prefix}.{name}".lstrip("."): reason for name, reason in reasons.items()}
+    reached = {*refused, *(part.owner for of in found for part in of.slices)}
     for name, child in module.named_children():
         more, because = _search(child, f"{prefix}.{name}".lstrip("."), visited)
-        found, refused = [*found, *more], {**refused, **because}
+        if traced:  # what its forward pass does not reach may be another's part: an autoencoder's decoder
+            more = [of for of in more if not any(part.owner in reached for part in of.slices)]
+            because = {layer: reason for layer, reason in because.items() if layer not in reached}
+        found, refused = [*found, *more], {**because, **refused}
     return found, refused

@@ -20,7 +20,7 @@ class InterFiringTimes:
     batch; a reset's age goes into the histogram too, censored as it is; age 0 does not (the geometric law is
     memoryless, so it may be left out); ``update`` makes ``tau_i`` the smallest age by which ``1 - eta`` of its
     histogram lies if that is less than ``tau_i``, else doubles it, which undoes the censoring: the rule oscillates by
-    design. A unit without a histogram keeps its threshold.
+    design. A unit without a histogram keeps its threshold. None is shorter than a batch, nor longer than ``max_age``.
 
     The histogram holds the ages that there were and no others, so its size does not depend on ``max_age``.
 

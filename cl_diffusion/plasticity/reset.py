@@ -37,8 +37,8 @@ def reset_units(
 
     Moments of the optimizers in those entries: first moments become 0. Second moments become 0 under ``"zero"``, by
     which Adam's next updates can be 6.6 times the learning rate, as its step count goes on; or under ``"layer_mean"``
-    the mean over the tensor's other units, by which they stay within 1.05 times it for gradients up to the layer's
-    root mean square.
+    the mean over the tensor's other units (over all, where all are reset), by which they stay within 1.05 times it for
+    gradients up to the layer's root mean square.
 
     Args:
         module: that has them.
@@ -92,11 +92,28 @@ def _drawn(module: nn.Module, units: Units, seed: int, initializer: Initializer 
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed other devices too
         for owner in dict.fromkeys(part.owner for part in units.incoming):
-            layer: Any = copy.deepcopy(module.get_submodule(owner)).cpu()
+            layer: Any = twin(module.get_submodule(owner))
             (initializer or _own_initializer)(layer)
             names = {part.tensor for part in units.incoming if part.owner == owner}
             found |= {name: layer.get_parameter(name.rpartition(".")[2]) for name in names}
     return found
+
+
+def twin(layer: nn.Module) -> nn.Module:
+    """A copy with parameters and buffers of its own, on the CPU, without hooks; all else is shared."""
+    made = copy.copy(layer)
+    for name, value in vars(layer).items():
+        if "_hooks" in name:
+            vars(made)[name] = type(value)()
+    vars(made)["_parameters"] = {
+        name: None if p is None else nn.Parameter(p.detach().cpu().clone(), p.requires_grad)
+        for name, p in layer._parameters.items()
+    }
+    vars(made)["_buffers"] = {
+        name: None if b is None else b.detach().cpu().clone() for name, b in layer._buffers.items()
+    }
+    vars(made)["_modules"] = {name: None if m is None else twin(m) for name, m in layer._modules.items()}
+    return made
 
 
 def _own_initializer(layer: Any) -> None:
@@ -113,7 +130,6 @@ def _forget(
         if moments == "layer_mean" and name in _SQUARES:
             rest = torch.ones(count, dtype=torch.bool, device=moment.device)
             rest[chosen] = False
-            others = entries[rest]
-            entries[chosen] = others.mean() if others.numel() else 0.0
+            entries[chosen] = entries[rest if bool(rest.any()) else chosen].mean()
         else:
             entries[chosen] = 0.0

@@ -46,6 +46,8 @@ class Site:
         side: its first input, or its output.
         axis: along which the units lie.
         start: where they begin.
+        batch: the axis of the examples.
+        axes: how many there have to be; None where any number will do.
         activation: what is still to be applied to what passes by; None where nothing is.
     """
 
@@ -53,6 +55,8 @@ class Site:
     side: Literal["input", "output"] = "output"
     axis: int = 1
     start: int = 0
+    batch: int = 0
+    axes: int | None = None
     activation: Callable[[Tensor], Tensor] | None = None
 
 
@@ -72,6 +76,7 @@ class Units:
         next_bias: of the layer that reads them, which can take over what a unit contributed on average.
         activation: what the activation is called, for messages.
         mixes: of the norm between layer and activation whose statistics other units share; empty where none is.
+        proved_of: the module by whose forward pass they were found; empty where it is the whole, or they were given.
 
     Raises:
         ValueError: there are none, or nothing comes in or goes out.
@@ -88,6 +93,7 @@ class Units:
     next_bias: str | None = None
     activation: str = ""
     mixes: str = ""
+    proved_of: str = ""
 
     def __post_init__(self) -> None:
         if self.count < 1 or not self.incoming or not self.outgoing:
@@ -145,4 +151,5 @@ def prefixed(prefix: str, found: Units) -> Units:
         scales=moved(found.scales),
         next_bias=None if found.next_bias is None else named(found.next_bias),
         mixes=named(found.mixes) if found.mixes else "",
+        proved_of=named(found.proved_of).rstrip("."),
     )

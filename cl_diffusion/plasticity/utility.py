@@ -107,9 +107,9 @@ def hand_over(module: nn.Module, units: Units, chosen: Tensor, means: Tensor) ->
 
     Exact for a unit that always gives its mean; of a convolution, up to what its padding leaves out.
     """
-    if units.next_bias is None:
-        return
     tensors = dict(module.named_parameters())
+    if units.next_bias is None or not tensors[units.next_bias].requires_grad:
+        return
     with torch.no_grad():
         for part in units.outgoing:
             columns = part.of(tensors[part.tensor], units.count)[chosen]  # (chosen, width, out, kernel...)

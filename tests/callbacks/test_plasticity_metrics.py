@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import csv
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from cl_diffusion.callbacks import PlasticityMetrics, SelfNormalizedResets
+from cl_diffusion.callbacks import PlasticityMetrics, ReDo, SelfNormalizedResets
 from cl_diffusion.data import ChangingDataModule
 from cl_diffusion.metrics.plasticity import effective_rank, stable_rank
 from cl_diffusion.modules import OnlineClassifier
@@ -51,6 +52,60 @@ def test_training_is_bit_for_bit_what_it_is_without(tmp_path: Path) -> None:
         models.append(model)
     assert same(*models)
     assert {task for task, _, _ in rows(tmp_path)} == {1, 2, 3}
+
+
+@pytest.mark.parametrize(
+    ("callback", "options"),
+    [
+        (PlasticityMetrics(epochs_per_task=2), {"max_epochs": 4}),
+        (PlasticityMetrics(), {"max_epochs": -1, "max_steps": 6}),
+        (PlasticityMetrics(), {"max_epochs": 9, "stop": 2}),
+    ],
+    ids=["epochs_per_task", "max_steps", "stopped early"],
+)
+def test_every_clock_has_all_figures(callback: PlasticityMetrics, options: dict[str, Any], tmp_path: Path) -> None:
+    stop = options.pop("stop", None)
+
+    class Stopping(Callback):
+        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+            trainer.should_stop = stop is not None and trainer.current_epoch + 1 >= stop
+
+    trainer(callback, Stopping(), default_root_dir=tmp_path, **options).fit(Rectified(), loader(0))
+    figures = {"dead", "effective_rank", "stable_rank", "weight_norm", "update_norm"}
+    found = rows(tmp_path)
+    for task in {task for task, _, _ in found}:
+        assert {figure for of, layer, figure in found if (of, layer) == (task, "net.0")} == figures
+    assert {task for task, _, _ in found} == ({1, 2} if callback.epochs_per_task else {1})
+
+
+def test_ranks_are_of_many_batches_and_updates_of_the_optimizer_alone(tmp_path: Path) -> None:
+    found = []
+    for number, order in enumerate((1, -1)):
+        callbacks = [PlasticityMetrics(), ReDo(threshold=0.9, every_n_steps=3)][::order]
+        folder = tmp_path / str(number)
+        model = Rectified(optimizer=torch.optim.Adam)
+        trainer(*callbacks, max_epochs=1, default_root_dir=folder).fit(model, loader(0, samples=17))  # the last has one
+        found.append(rows(folder))
+    assert found[0][1, "net.0", "effective_rank"] > 1.5
+    assert found[0][1, "net.0", "update_norm"] == found[1][1, "net.0", "update_norm"] > 0
+
+
+def test_what_is_not_a_number_has_no_rank_and_stops_nothing(tmp_path: Path) -> None:
+    model = Rectified()
+    with torch.no_grad():
+        model.net[0].weight[0, 0] = torch.nan
+    trainer(PlasticityMetrics(), max_epochs=1, default_root_dir=tmp_path).fit(model, loader(0))
+    assert math.isnan(rows(tmp_path)[1, "net.0", "effective_rank"])
+
+
+@pytest.mark.parametrize("step", [4, 14, 18, 20])
+def test_figures_of_a_fit_that_was_broken_off_are_those_of_the_whole(step: int, tmp_path: Path) -> None:
+    """Within the last epochs of the first two tasks, and outside of them."""
+    keep = ModelCheckpoint(tmp_path, filename="{step}", save_top_k=-1, every_n_train_steps=1)
+    whole = classified(tmp_path / "whole", PlasticityMetrics(), keep, enable_checkpointing=True)
+    again = classified(tmp_path / "again", PlasticityMetrics(), ckpt_path=tmp_path / f"step={step}.ckpt")
+    assert same(whole, again)
+    assert (tmp_path / "whole/plasticity.csv").read_text() == (tmp_path / "again/plasticity.csv").read_text()
 
 
 def test_a_network_without_units_has_the_figures_of_its_module(tmp_path: Path) -> None:

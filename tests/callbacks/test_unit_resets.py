@@ -67,7 +67,7 @@ def same(a: nn.Module, b: nn.Module) -> bool:
         SelfNormalizedResets(initial_age=10**6),
         SelfNormalizedResets(variant="counting", threshold=1e-300),
         ReDo(every_n_steps=10**6),
-        ReDo(every_n_steps=1, score="gradient", threshold=-0.0, layers=["net.2"]),
+        ReDo(every_n_steps=1, score="gradient", threshold=1e-6, layers=["net.2"]),
         ContinualBackprop(rate=0.0),
         ContinualBackprop(rate=0.0, utility="adaptable"),
         ShrinkAndPerturb(shrink=1.0, perturb=0.0),
@@ -264,6 +264,168 @@ def test_what_cannot_be_watched_is_said_as_training_starts() -> None:
         trainer(ReDo(layers=["net.7"])).fit(Rectified(), loader(0))
     with pytest.raises(ValueError, match=r"layers has 'net.4': net.4: its output leaves the module"):
         trainer(ReDo(layers=["net.4"])).fit(Rectified(), loader(0))
+    for layers in ("net.0", []):
+        with pytest.raises(ValueError, match="expected a list of patterns such as"):
+            trainer(ReDo(layers=layers)).fit(Rectified(), loader(0))
+    with pytest.raises(TypeError, match="units: 'net.0' is none; expected cl_diffusion.plasticity.Units"):
+        trainer(ReDo(units=["net.0"])).fit(Rectified(), loader(0))
+    with pytest.raises(ValueError, match="LBFGS evaluates a batch several times"):
+        trainer(ReDo()).fit(Rectified(optimizer=torch.optim.LBFGS), loader(0))
+
+
+def test_a_frozen_layer_is_left_alone() -> None:
+    model = Rectified(dead=(1,), optimizer=torch.optim.Adam)
+    model.net[0].requires_grad_(False)
+    before = weights(model.net[0])
+    fitted(SelfNormalizedResets(initial_age=8), model=model)
+    assert all(torch.equal(a, b) for a, b in zip(before, weights(model.net[0]), strict=True))
+    with pytest.raises(ValueError, match=r"net.0: net.0.weight is frozen"):
+        fitted(ReDo(layers=["net.0"]), model=model)
+    model.net[4].requires_grad_(False)  # reads net.2
+    with pytest.raises(ValueError, match=r"no units are found in Rectified .*net.2: net.4.weight is frozen"):
+        fitted(ReDo(), model=model)
+
+
+class InParts(Rectified):
+    """Calls the first layers of ``net`` without the rest, and reads their output twice."""
+
+    def per_sample_loss(self, batch: Any) -> Tensor:
+        x, y = batch
+        hidden = self.net[:2](x)
+        return (self.net[2:](hidden) - y + hidden.mean(1, keepdim=True)).square().mean(1)
+
+
+def test_a_proof_of_a_forward_pass_that_is_not_run_is_none() -> None:
+    with pytest.raises(ValueError, match=r"proved of the forward pass of 'net', which was not called"):
+        fitted(ReDo(every_n_steps=1), model=InParts())
+
+
+class Stateful(Rectified):
+    """Whose forward pass draws, counts and keeps."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.calls, self.last = 0, None
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.seen += 1
+        self.last = x
+        return self.net(x + 0.1 * torch.randn(3))
+
+    def per_sample_loss(self, batch: Any) -> Tensor:
+        return (self(batch[0]) - batch[1]).square().mean(1)
+
+
+@pytest.mark.parametrize("kind", ["Self-Normalized Resets", "ReDo"])
+def test_the_search_for_units_leaves_no_trace(kind: str) -> None:
+    model = fitted(SelfNormalizedResets(initial_age=10**6) if kind != "ReDo" else ReDo(), model=Stateful())
+    alone = fitted(model=Stateful())
+    assert same(model, alone)
+    assert (model.calls, float(model.seen)) == (alone.calls, float(alone.seen))
+    assert isinstance(model.last, Tensor)
+
+
+def test_what_is_checkpointed_and_computed_twice_counts_once() -> None:
+    from torch.utils.checkpoint import checkpoint
+
+    class Checkpointed(Rectified):
+        reentrant = False
+
+        def per_sample_loss(self, batch: Any) -> Tensor:
+            x, y = batch
+            out = checkpoint(self.net, x.requires_grad_(), use_reentrant=self.reentrant)
+            return (out - y).square().mean(1)
+
+    for reentrant in (False, True):
+        model = Checkpointed(dead=(1,))
+        model.reentrant = reentrant
+        resets = SelfNormalizedResets(initial_age=10**6)
+        fitted(resets, model=model, epochs=1)
+        assert int(resets.detector.ages[1]) == 24
+
+
+def test_the_examples_of_a_sequence_model_are_along_the_second_axis() -> None:
+    class Sequences(Regression):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(3, 4), nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0), nn.Linear(4, 1))
+
+        def per_sample_loss(self, batch: Any) -> Tensor:
+            x, y = batch
+            return (self.net(x.expand(5, *x.shape)).mean(0) - y).square().mean(1)
+
+    resets = SelfNormalizedResets(initial_age=10**6)
+    model = Sequences()
+    with torch.no_grad():
+        model.net[1].linear1.bias[3] = -1e3
+    fitted(resets, model=model, epochs=1)
+    assert [of.name for of in resets.units] == ["net.1.linear1"]
+    assert int(resets.detector.ages[3]) == 24
+
+
+def test_the_mean_that_is_handed_over_is_the_averages_too() -> None:
+    """Units that give a constant: neither the weights' output nor the average's changes by a reset."""
+    model = Rectified(lr=0.0)
+    with torch.no_grad():
+        model.net[2].weight.zero_()
+        model.net[2].bias.fill_(0.5)
+    x = torch.randn(5, 3)
+    before = model.net(x)
+    average = EMAWeightAveraging(decay=0.9)
+    resets = ContinualBackprop(rate=0.2, maturity=2, layers=["net.2"])
+    fitted(resets, average, model=model, epochs=4)
+    assert sum(resets.resets.values()) > 0
+    for net in (model.net, average._average_model.module.net):
+        torch.testing.assert_close(net(x), before, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("every", [1, 2, 3, 4])
+def test_steps_are_batches_however_many_optimizers_there_are(every: int) -> None:
+    resets = ReDo(every_n_steps=every, layers=["one.0"])
+    trainer(resets, max_epochs=2).fit(AdversarialPair(), loader(0))
+    assert resets.resets["one.0"] == 1
+
+
+def test_a_parameter_of_two_layers_is_shrunk_once_and_no_zero_changes_its_sign() -> None:
+    model = Rectified(lr=0.0)
+    model.net = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 1))
+    model.net[2].weight = model.net[0].weight
+    before = model.net[0].weight.detach().clone()
+    trainer(ShrinkAndPerturb(shrink=0.5, perturb=0.0), max_epochs=1, limit_train_batches=1).fit(model, loader(0))
+    torch.testing.assert_close(model.net[0].weight.detach(), 0.5 * before)
+    with torch.no_grad():
+        model.net[0].weight.fill_(-0.0)
+    trainer(ShrinkAndPerturb(shrink=1.0, perturb=0.0), max_epochs=1, limit_train_batches=1).fit(model, loader(0))
+    assert model.net[0].weight.signbit().all()
+
+
+def test_hooks_of_the_users_own_do_not_hinder_a_reset() -> None:
+    model = Rectified(dead=(1,))
+
+    def keep(layer: nn.Module, inputs: Any, output: Tensor) -> None:
+        layer.kept = output  # of a graph, which cannot be copied
+
+    model.net[0].register_forward_hook(keep)
+    resets = SelfNormalizedResets(initial_age=8)
+    fitted(resets, ShrinkAndPerturb(), model=model, epochs=1)
+    assert resets.resets["net.0"] > 0
+
+
+def test_fresh_weights_are_drawn_by_the_processor_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Rectified()
+    monkeypatch.setattr(torch, "manual_seed", lambda seed: pytest.fail("would seed other devices too"))
+    trainer(ShrinkAndPerturb(), max_epochs=1).fit(model, loader(0))
+
+
+def test_what_is_not_a_number_is_no_silence() -> None:
+    model = Rectified(lr=0.0)
+    x = torch.randn(24, 3)
+    x[::8] = torch.nan
+    resets = SelfNormalizedResets(initial_age=8)
+    trainer(resets, max_epochs=2).fit(model, DataLoader(TensorDataset(x, torch.zeros(24, 1)), batch_size=8))
+    assert sum(resets.resets.values()) == 0
 
 
 class Elsewhere(Rectified):
@@ -285,7 +447,17 @@ def test_it_is_said_that_no_unit_is_seen_of_modules_that_are_not_called() -> Non
     ("build", "message"),
     [
         (lambda: SelfNormalizedResets(threshold=0.0), "threshold=0.0; expected a share"),
-        (lambda: SelfNormalizedResets(initial_age=0), "0 < initial_age <= max_age"),
+        (lambda: SelfNormalizedResets(threshold="a"), "threshold='a'; expected a share"),
+        (lambda: SelfNormalizedResets(initial_age=0), "initial_age=0; expected a whole number >= 1"),
+        (lambda: SelfNormalizedResets(initial_age=1e2), "initial_age=100.0; expected a whole number >= 1"),
+        (lambda: SelfNormalizedResets(initial_age=9, max_age=8), "expected initial_age <= max_age"),
+        (lambda: SelfNormalizedResets(firing="gradient"), "floor=0.0, firing='gradient'; expected .* > 0"),
+        (lambda: SelfNormalizedResets(firing="magnitude", floor=float("nan")), "floor=nan"),
+        (lambda: SelfNormalizedResets(seed="x"), "seed='x'"),
+        (lambda: ReDo(score="gradient"), "threshold=0.0 with score='gradient'"),
+        (lambda: ReDo(every_n_steps=2.5), "every_n_steps=2.5"),
+        (lambda: ContinualBackprop(maturity=float("nan")), "maturity=nan"),
+        (lambda: ShrinkAndPerturb(perturb=float("inf")), "perturb=inf"),
         (lambda: SelfNormalizedResets(variant="counting", firing="magnitude"), "variant='counting' counts signs"),
         (lambda: SelfNormalizedResets(floor=0.1), "0 where firing is a sign"),
         (lambda: ReDo(threshold=-1), "threshold=-1; expected"),
@@ -301,6 +473,16 @@ def test_arguments_out_of_range_are_refused(build: Callable[[], Callback], messa
         build()
 
 
+@pytest.mark.parametrize("other", [{"max_age": 10**6}, {"variant": "counting"}])
+def test_another_histogram_s_checkpoint_is_refused(other: dict[str, Any], tmp_path: Path) -> None:
+    keep = ModelCheckpoint(tmp_path, filename="last", save_on_train_epoch_end=True)
+    fitted(SelfNormalizedResets(max_age=1000), keep, epochs=1, enable_checkpointing=True)
+    with pytest.raises(
+        ValueError, match=r"but the checkpoint of SelfNormalizedResets was made with .*'?max_age'?: 1000|variant"
+    ):
+        fitted(SelfNormalizedResets(**{"max_age": 1000, **other}), ckpt_path=tmp_path / "last.ckpt")
+
+
 def test_another_network_s_checkpoint_is_refused(tmp_path: Path) -> None:
     keep = ModelCheckpoint(tmp_path, filename="last", save_on_train_epoch_end=True)
     fitted(ReDo(), keep, epochs=1, enable_checkpointing=True)
@@ -308,32 +490,14 @@ def test_another_network_s_checkpoint_is_refused(tmp_path: Path) -> None:
         fitted(ReDo(layers=["net.0"]), ckpt_path=tmp_path / "last.ckpt")
 
 
-class SingleUnit(LightningModule):
-    """One ReLU that is to become another, from where it never fires."""
+@pytest.mark.slow
+def test_a_single_unit_that_never_fires_is_learned_after_a_reset_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Law 7, as ``tools/bench_plasticity.py relu`` runs it: the first six of its targets."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "tools"))
+    from bench_plasticity import single_relus
 
-    def __init__(self, seed: int) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(seed)
-        self.unit = nn.Sequential(nn.Linear(2, 1), nn.ReLU(), nn.Linear(1, 1))
-        self.target = torch.randn(2, generator=generator)
-        with torch.no_grad():
-            self.unit[0].weight.fill_(-1.0)
-            self.unit[0].bias.fill_(-3.0)
-            self.unit[2].weight.fill_(1.0)
-            self.unit[2].bias.fill_(0.0)
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        (x,) = batch
-        y = (x @ self.target + 0.5).relu()
-        return (self.unit(x)[:, 0] - y).square().mean()
-
-    def configure_optimizers(self) -> Any:
-        return torch.optim.SGD(self.parameters(), lr=0.05)
-
-
-def test_a_dead_unit_alone_learns_after_a_reset() -> None:
-    x = 2 * torch.rand(1600, 2, generator=torch.Generator().manual_seed(0)) - 1
-    for callbacks, alive in (([], False), ([SelfNormalizedResets(initial_age=640)], True)):
-        model = SingleUnit(0)
-        trainer(*callbacks, max_epochs=2).fit(model, DataLoader(TensorDataset(x), batch_size=16))
-        assert bool((model.unit[1](model.unit[0](x)) > 0).any()) == alive
+    for name in ("none", "L2", "L2 towards the initial weights"):
+        assert [(error < 1e-2, fires) for error, fires in single_relus(name, range(6))] == [(False, False)] * 6
+    found = single_relus("Self-Normalized Resets", range(6))
+    assert all(fires for _, fires in found)
+    assert sum(error < 1e-2 for error, _ in found) >= 5

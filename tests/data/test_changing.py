@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cl_diffusion.data import ChangingDataModule, SparseVectors
+from cl_diffusion.modules.perceptron import Perceptron
 from cl_diffusion.stream import TaskStream
 
 
@@ -97,3 +98,22 @@ def test_sparse_vectors_are_as_sparse_as_they_are_said_to_be() -> None:
 def test_arguments_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ChangingDataModule(**options)
+
+
+@pytest.mark.parametrize("other", [{"change": "labels"}, {"num_tasks": 4}, {"seed": 1}])
+def test_a_checkpoint_of_another_change_is_refused(other: dict[str, Any]) -> None:
+    state = ChangingDataModule("pixels", num_tasks=3).state_dict()
+    ChangingDataModule("pixels", num_tasks=3).load_state_dict(state)
+    with pytest.raises(ValueError, match="but the checkpoint is of a stream with"):
+        ChangingDataModule(**{"change": "pixels", "num_tasks": 3, **other}).load_state_dict(state)
+
+
+def test_what_cannot_be_had_is_refused() -> None:
+    with pytest.raises(ValueError, match="images_per_task=10000: there are"):
+        ChangingDataModule(images_per_task=10_000).training_loader(0, 0)
+    with pytest.raises(ValueError, match="num_tasks=2.5"):
+        ChangingDataModule(num_tasks=2.5)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="density=2"):
+        SparseVectors(density=2)
+    with pytest.raises(ValueError, match="activation='tanh'; expected 'relu' or 'crelu'"):
+        Perceptron(2, 2, activation="tanh")  # type: ignore[arg-type]

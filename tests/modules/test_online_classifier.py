@@ -6,13 +6,17 @@ import os
 import socket
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from cl_diffusion.callbacks.batches import images_and_labels
+from cl_diffusion.data import ChangingDataModule
 from cl_diffusion.modules import OnlineClassifier
+from cl_diffusion.modules.perceptron import Perceptron
 from tests.callbacks.stranger import trainer
 
 
@@ -53,3 +57,15 @@ def test_all_processes_count_and_what_is_resumed_is_counted_once(tmp_path: Path)
     assert torch.load(tmp_path / "mid.ckpt", weights_only=True)["online"] == (12, 24)
     for rank in (0, 1):
         assert torch.load(tmp_path / f"{rank}.pt", weights_only=True) == {"online_accuracy": 0.5}
+
+
+def test_it_is_judged_on_held_out_samples_task_by_task() -> None:
+    data = ChangingDataModule("labels", num_tasks=2, fraction=0.2)
+    model = OnlineClassifier(Perceptron(64, 10, (8,)))
+    (found,) = trainer().validate(model, datamodule=data, verbose=False)
+    images, labels = images_and_labels(data.evaluation_dataloader(0), torch.device("cpu"))
+    right = (model.network((images + 1) / 2).argmax(1) == labels).double().mean()
+    assert found["val_accuracy"] == pytest.approx(float(right), rel=1e-6)
+    first, second = trainer().test(model, datamodule=data, verbose=False)
+    assert first["test_accuracy/dataloader_idx_0"] == pytest.approx(float(right), rel=1e-6)
+    assert "test_accuracy/dataloader_idx_1" in second

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import spectral_norm
+from torch.nn.utils.parametrizations import weight_norm
 
 from cl_diffusion.plasticity import Site, Slice, Units, find_units
+from cl_diffusion.plasticity.observation import Observer, peaks
 from tests.tiny import unet
 
 
@@ -76,7 +81,7 @@ def test_what_cannot_be_proved_is_refused_by_name() -> None:
     assert "2 groups" in why(nn.Conv2d(2, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1, groups=2))
     a, b = nn.Linear(3, 3), nn.Linear(3, 3)
     b.weight = a.weight
-    assert "parameter of another module too" in why(a, nn.ReLU(), b, nn.ReLU(), nn.Linear(3, 1))
+    assert "used elsewhere too" in why(a, nn.ReLU(), b, nn.ReLU(), nn.Linear(3, 1))
 
 
 class Bilu(nn.Module):
@@ -96,6 +101,70 @@ class TwoReaders(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = torch.relu(self.a(x))
         return self.c(h + torch.relu(self.b(h)))
+
+
+@pytest.mark.parametrize(
+    ("layers", "reason"),
+    [
+        ((nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Linear(4, 2)), "3|2 .Linear. reads along another axis"),
+        ((nn.Linear(3, 5), nn.ReLU(), nn.Conv1d(5, 2, 1)), "2 .Conv1d. reads along another axis"),
+        ((nn.Linear(4, 8), nn.ReLU(), nn.AvgPool1d(3, 1, 1), nn.Linear(8, 2)), "2 .AvgPool1d. pools over its units"),
+        ((nn.Linear(4, 6), nn.BatchNorm1d(10), nn.ReLU(), nn.Linear(6, 2)), r"1 normalises \(10,\), and there are 6"),
+        ((nn.Conv2d(1, 4, 1), nn.LayerNorm(4), nn.ReLU(), nn.Conv2d(4, 2, 1)), "1 normalises along another axis"),
+        ((nn.Linear(4, 6), nn.LayerNorm((5, 6)), nn.ReLU(), nn.Linear(6, 2)), r"1 normalises \(5, 6\)"),
+        ((weight_norm(nn.Linear(4, 6)), nn.ReLU(), nn.Linear(6, 2)), "0 has a weight that is computed from other"),
+        ((nn.Linear(4, 6), nn.ReLU(), spectral_norm(nn.Linear(6, 2))), "2 has a weight that is computed from other"),
+    ],
+)
+def test_units_lie_along_the_axis_that_is_read(layers: tuple[nn.Module, ...], reason: str) -> None:
+    units, refused = find_units(nn.Sequential(*layers))
+    assert units == []
+    assert re.search(reason, refused["0"])
+
+
+def test_a_norm_over_tokens_that_are_as_many_as_units_is_seen_as_it_runs() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 2))
+    observer = Observer(model, find_units(model).units, peaks, torch.maximum)
+    observer.attach()
+    model(torch.randn(5, 4))
+    with pytest.raises(ValueError, match=r"2 gives values of shape \(5, 6, 6\), where 2 axes are expected"):
+        model(torch.randn(5, 6, 4))
+
+
+class Functional(nn.Module):
+    """Uses a weight beside its module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(self.b(F.relu(self.a(x))), self.a.weight)
+
+
+def test_a_weight_that_is_used_without_its_module_is_seen() -> None:
+    units, refused = find_units(Functional())
+    assert units == []
+    assert refused["a"] == "a.weight is used elsewhere too"
+
+
+class Autoencoder(nn.Module):
+    """The forward pass of a LightningModule is often its encoder alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+        self.decoder = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.encoder(x)
+
+
+def test_what_the_forward_pass_does_not_reach_is_searched_too() -> None:
+    assert [(of.name, of.proved_of) for of in find_units(Autoencoder()).units] == [
+        ("encoder.0", ""),
+        ("decoder.0", "decoder"),
+    ]
 
 
 def test_a_second_reader_is_seen() -> None:
@@ -154,6 +223,8 @@ def test_a_transformer_has_the_units_of_its_feed_forward_parts() -> None:
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
     assert [of.name for of in find_units(model).units] == ["layers.0.linear1", "layers.1.linear1"]
+    within = nn.ModuleDict({"net": nn.Sequential(nn.Linear(3, 8), model, nn.Linear(8, 1))})
+    assert [of.name for of in find_units(within).units] == ["net.1.layers.0.linear1", "net.1.layers.1.linear1"]
     odd = nn.TransformerEncoderLayer(8, 2, 16, activation=torch.tanh)
     assert "is not known when it fires" in find_units(odd).refused[""]
 

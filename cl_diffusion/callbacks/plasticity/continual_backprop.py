@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any, get_args
 
 import torch
 from lightning.pytorch import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import override
 
+from cl_diffusion.callbacks.plasticity.arguments import require_between, require_whole
 from cl_diffusion.callbacks.plasticity.processes import all_processes, summed
 from cl_diffusion.callbacks.plasticity.unit_resets import UnitResets
 from cl_diffusion.plasticity.observation import Observer
@@ -19,7 +22,7 @@ class ContinualBackprop(UnitResets):
     """After every step, reset a share ``rate`` of the mature units of each layer: those of the lowest utility.
 
     Dohare et al., Loss of plasticity in deep continual learning, Nature 632 (2024); see ``LeastUseful``. What a unit
-    gave to the next layer on average goes into that layer's bias before it is forgotten.
+    gave to the next layer on average goes into that layer's bias, if that is trained, before it is forgotten.
 
     Args:
         rate: of replacement, a share of the mature units a step.
@@ -42,11 +45,9 @@ class ContinualBackprop(UnitResets):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        if not 0 <= rate <= 1 or maturity < 0 or not 0 <= decay < 1:
-            raise ValueError(
-                f"rate={rate!r}, maturity={maturity!r}, decay={decay!r}; expected a share in [0, 1], steps >= 0, and a "
-                "number in [0, 1)"
-            )
+        require_between(0, 1, "a share in [0, 1]", rate=rate)
+        require_whole(0, maturity=maturity)
+        require_between(0, math.nextafter(1, 0), "a number in [0, 1)", decay=decay)
         if utility not in get_args(Utility):
             raise ValueError(f"utility={utility!r}; expected one of {', '.join(get_args(Utility))}")
         self.rate, self.maturity, self.decay = rate, maturity, decay
@@ -79,9 +80,10 @@ class ContinualBackprop(UnitResets):
         }
 
     @override
-    def before_reset(self, pl_module: LightningModule, layer: int, chosen: Tensor) -> None:
+    def before_reset(self, copies: Sequence[nn.Module], layer: int, chosen: Tensor) -> None:
         useful = self.useful[layer]
-        hand_over(pl_module, self.units[layer], chosen, useful.corrected_mean)
+        for module in copies:
+            hand_over(module, self.units[layer], chosen, useful.corrected_mean)
         useful.reset(chosen)
 
     @override

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, get_args
 
 import torch
@@ -9,6 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
 
+from cl_diffusion.callbacks.plasticity.arguments import require_between, require_whole
 from cl_diffusion.callbacks.plasticity.processes import all_processes, summed
 from cl_diffusion.callbacks.plasticity.unit_resets import UnitResets
 from cl_diffusion.plasticity.observation import Observer, magnitudes
@@ -26,7 +28,7 @@ class ReDo(UnitResets):
 
     Args:
         threshold: ``tau``, >= 0.
-        every_n_steps: between two looks; only those steps cost anything.
+        every_n_steps: training batches that took a step, between two looks; only those looks cost anything.
         score: ``"magnitude"`` or ``"gradient"``.
         options: ``layers``, ``units``, ``moments``, ``anchors``, ``initializer``, ``seed``, ``epochs_per_task`` and
             ``name`` of ``UnitResets``.
@@ -43,12 +45,15 @@ class ReDo(UnitResets):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        if not threshold >= 0:
-            raise ValueError(f"threshold={threshold!r}; expected a share of the layer's mean, >= 0")
-        if every_n_steps < 1:
-            raise ValueError(f"every_n_steps={every_n_steps!r}; expected at least 1")
+        require_between(0, math.inf, "a share of the layer's mean, >= 0", threshold=threshold)
+        require_whole(1, every_n_steps=every_n_steps)
         if score not in get_args(Score):
             raise ValueError(f"score={score!r}; expected one of {', '.join(get_args(Score))}")
+        if score == "gradient" and threshold == 0:
+            raise ValueError(
+                "threshold=0.0 with score='gradient': what is read of a unit has a gradient, dead or not, so that none "
+                "is ever reset; give a threshold > 0"
+            )
         self.threshold = threshold
         self.every_n_steps = every_n_steps
         self.score: Score = score
@@ -64,7 +69,7 @@ class ReDo(UnitResets):
 
     @override
     def looks(self, trainer: Trainer) -> bool:
-        return (trainer.global_step + 1) % self.every_n_steps == 0
+        return (self.steps + 1) % self.every_n_steps == 0
 
     @override
     def due(self, pl_module: LightningModule, observer: Observer) -> dict[int, Tensor]:

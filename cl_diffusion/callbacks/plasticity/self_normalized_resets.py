@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, get_args
 
 import torch
@@ -9,6 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
 
+from cl_diffusion.callbacks.plasticity.arguments import require_between, require_whole
 from cl_diffusion.callbacks.plasticity.processes import all_processes, summed
 from cl_diffusion.callbacks.plasticity.unit_resets import UnitResets
 from cl_diffusion.fisher.population import world_size
@@ -25,8 +27,9 @@ class SelfNormalizedResets(UnitResets):
     """Reset a unit once the time since it last fired is longer than all but ``eta`` of its own inter-firing times.
 
     Farias & Jozefiak 2024 (2410.20098), algorithm 1. The threshold is each unit's own, unlike that of ReDo or Continual
-    Backprop, which is the network's; see ``InterFiringTimes``. Until thresholds are first taken from the histograms, a
-    unit is reset when it has been silent for ``initial_age`` examples.
+    Backprop, which is the network's; see ``InterFiringTimes``. Until thresholds are first taken from the histograms,
+    after ``tasks_per_update`` tasks, a unit is reset when it has been silent for ``initial_age`` examples. Examples are
+    those that pass by the unit: of a layer that is called twice in a step, twice a batch.
 
     Args:
         threshold: ``eta``, the rejection percentile, in (0, 1).
@@ -37,7 +40,7 @@ class SelfNormalizedResets(UnitResets):
         max_age: no threshold is longer, in examples.
         firing: what it is to fire: ``"sign"``, to be positive; ``"magnitude"``, ``E|h|`` above ``floor`` times the
             layer's mean; ``"gradient"``, likewise ``E|dL/dh|``.
-        floor: for those two.
+        floor: for those two; > 0 for ``"gradient"``.
         options: ``layers``, ``units``, ``moments``, ``anchors``, ``initializer``, ``seed``, ``epochs_per_task`` and
             ``name`` of ``UnitResets``.
 
@@ -58,12 +61,11 @@ class SelfNormalizedResets(UnitResets):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        if not 0 < threshold < 1:
-            raise ValueError(f"threshold={threshold!r}; expected a share of inter-firing times, in (0, 1)")
-        if not 0 < initial_age <= max_age:
-            raise ValueError(f"initial_age={initial_age!r}, max_age={max_age!r}; expected 0 < initial_age <= max_age")
-        if tasks_per_update < 1:
-            raise ValueError(f"tasks_per_update={tasks_per_update!r}; expected at least 1")
+        within = "a share of inter-firing times, in (0, 1)"
+        require_between(math.nextafter(0, 1), math.nextafter(1, 0), within, threshold=threshold)
+        require_whole(1, initial_age=initial_age, max_age=max_age, tasks_per_update=tasks_per_update)
+        if initial_age > max_age:
+            raise ValueError(f"initial_age={initial_age!r}, max_age={max_age!r}; expected initial_age <= max_age")
         if variant not in get_args(Variant) or firing not in get_args(Firing):
             raise ValueError(
                 f"variant={variant!r}, firing={firing!r}; expected one of {', '.join(get_args(Variant))}, and one of "
@@ -71,8 +73,12 @@ class SelfNormalizedResets(UnitResets):
             )
         if variant == "counting" and firing != "sign":
             raise ValueError(f"variant='counting' counts signs, and firing={firing!r}; use firing='sign'")
-        if floor < 0 or (floor > 0 and firing == "sign"):
-            raise ValueError(f"floor={floor!r}, firing={firing!r}; expected >= 0, and 0 where firing is a sign")
+        require_between(0, math.inf, "a share of the layer's mean, >= 0", floor=floor)
+        if (floor > 0) != (firing == "gradient") and firing != "magnitude":
+            raise ValueError(
+                f"floor={floor!r}, firing={firing!r}; expected 0 where firing is a sign, and > 0 where it is a "
+                "gradient, which is not zero of a dead unit either"
+            )
         self.threshold, self.initial_age, self.max_age = threshold, initial_age, max_age
         self.variant: Variant = variant
         self.firing: Firing = firing
@@ -104,6 +110,12 @@ class SelfNormalizedResets(UnitResets):
         else:
             self.detector = InterFiringTimes(count, self.threshold, self.initial_age, self.max_age)
         if state is not None:
+            mine = {"variant": self.variant, "max_age": self.max_age}
+            if differing := {name: state[name] for name, own in mine.items() if state.get(name, own) != own}:
+                raise ValueError(
+                    f"{mine}, but the checkpoint of {type(self).__name__} was made with {differing}; resume with "
+                    "these, or start without the checkpoint"
+                )
             self.detector.load_state_dict(state)
             self._batch = state["batch"]
         self.detector.to(device)
@@ -114,7 +126,7 @@ class SelfNormalizedResets(UnitResets):
         device = self.detector.limits.device
         every = torch.cat([self._figures(observer, number, device) for number in range(len(self.units))])
         if self.variant == "released":
-            every = every > self.floor
+            every = ~(every <= self.floor)  # what is not a number is no silence
         if world_size() > 1:
             every = all_processes(every.to(torch.int64), largest=self.variant == "released").to(every.dtype)
         which = self.detector.observe(every, self._passed(observer, device))
@@ -135,7 +147,10 @@ class SelfNormalizedResets(UnitResets):
 
     @override
     def watched(self) -> dict[str, Any]:
-        return {} if self.detector is None else {**self.detector.state_dict(), "batch": self._batch}
+        if self.detector is None:
+            return {}
+        made = {"batch": self._batch, "variant": self.variant, "max_age": self.max_age}
+        return {**self.detector.state_dict(), **made}
 
     def _figures(self, observer: Observer, number: int, device: torch.device) -> Tensor:
         """How often they fire, or what is above ``floor`` where they do; 0 of a layer that took no part."""

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import copy
+import math
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
+from cl_diffusion.callbacks.plasticity.arguments import require_between, require_whole
 from cl_diffusion.callbacks.plasticity.unit_resets import has_stepped
 from cl_diffusion.callbacks.regularization.preconditions import refuse_sharded
 from cl_diffusion.keys import derive_keys
+from cl_diffusion.plasticity.reset import twin
 
 
 class ShrinkAndPerturb(Callback):
@@ -23,7 +25,8 @@ class ShrinkAndPerturb(Callback):
 
     Ash & Adams 2020 (1910.08475), who do it once before each new data set; as done here it is that of the literature on
     plasticity. Fresh weights are those of each layer's own ``reset_parameters``, drawn on the CPU from the seed and the
-    step: the same on every process, and in a resumed fit. A parameter whose layer has none is left as it is.
+    step: the same on every process, and in a resumed fit. A parameter whose layer has none is left as it is, one that
+    several layers hold is taken once. ``shrink=1, perturb=0`` leaves training bit for bit as it is.
 
     Args:
         shrink: ``p``, in (0, 1].
@@ -36,11 +39,10 @@ class ShrinkAndPerturb(Callback):
     """
 
     def __init__(self, shrink: float = 1 - 1e-4, perturb: float = 1e-3, every_n_steps: int = 1, seed: int = 0) -> None:
-        if not 0 < shrink <= 1 or not perturb >= 0 or every_n_steps < 1:
-            raise ValueError(
-                f"shrink={shrink!r}, perturb={perturb!r}, every_n_steps={every_n_steps!r}; expected a factor in "
-                "(0, 1], a factor >= 0, and a number of steps >= 1"
-            )
+        require_between(math.nextafter(0, 1), 1, "a factor in (0, 1]", shrink=shrink)
+        require_between(0, math.inf, "a factor >= 0", perturb=perturb)
+        require_whole(1, every_n_steps=every_n_steps)
+        require_whole(0, seed=seed)
         self.shrink, self.perturb, self.every_n_steps, self.seed = shrink, perturb, every_n_steps, seed
         self._layers: list[tuple[Any, list[tuple[Tensor, Tensor]]]] = []
         self._handles: list[RemovableHandle] = []
@@ -53,13 +55,15 @@ class ShrinkAndPerturb(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._layers, left = [], []
+        self._layers, left, taken = [], [], set[Tensor]()
         for name, layer in pl_module.named_modules():
-            own = {key: p for key, p in layer.named_parameters(recurse=False) if p.requires_grad}
+            trained = layer.named_parameters(recurse=False)
+            own = {key: p for key, p in trained if p.requires_grad and p not in taken}
+            taken.update(own.values())
             if own and not hasattr(layer, "reset_parameters"):
                 left += [f"{name}.{key}" for key in own]
             elif own:
-                fresh = _copied(layer)
+                fresh: Any = twin(layer)
                 self._layers.append((fresh, [(p, fresh.get_parameter(key)) for key, p in own.items()]))
         if not self._layers:
             raise ValueError(f"no layer of {type(pl_module).__name__} has a reset_parameters to draw fresh weights by")
@@ -75,7 +79,7 @@ class ShrinkAndPerturb(Callback):
         if not self._stepped:
             return
         self._stepped = False
-        if trainer.global_step % self.every_n_steps:
+        if trainer.global_step % self.every_n_steps or (self.shrink == 1 and self.perturb == 0):
             return
         key = derive_keys(self.seed, torch.tensor([trainer.global_step]), purpose="shrink and perturb")
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -102,8 +106,3 @@ class ShrinkAndPerturb(Callback):
         for handle in self._handles:
             handle.remove()
         self._handles, self._layers = [], []
-
-
-def _copied(layer: nn.Module) -> Any:
-    """The layer alone, on the CPU, without hooks of the original."""
-    return copy.deepcopy(layer).cpu()

@@ -11,18 +11,19 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
+from cl_diffusion.callbacks.plasticity.arguments import require_whole
 from cl_diffusion.callbacks.plasticity.processes import of_the_first
 from cl_diffusion.callbacks.plasticity.watched_units import FindsUnits, watched_units
 from cl_diffusion.callbacks.regularization.preconditions import refuse_sharded
 from cl_diffusion.callbacks.regularization.regularizer import Regularizer
 from cl_diffusion.callbacks.task import TaskCallback
 from cl_diffusion.keys import derive_keys
-from cl_diffusion.plasticity.observation import Observer
+from cl_diffusion.plasticity.observation import CalledRoots, Observer
 from cl_diffusion.plasticity.reset import Initializer, Moments, kept, reset_units
 from cl_diffusion.plasticity.units import Units
 
@@ -52,8 +53,9 @@ class UnitResets(TaskCallback):
         name: in the log and in checkpoints; two of a class in one Trainer need two names.
 
     Raises:
-        ValueError: an argument is out of its range; as training starts: no unit is found, with the reason for every
-            layer, or a pattern fits none.
+        ValueError: an argument is out of its range; as training starts: no unit is found whose weights are trained,
+            with the reason for every layer, or a pattern fits none, or the optimizer is LBFGS; after the first step: a
+            layer was called, and the module was not by whose forward pass its units were proved.
         RuntimeError: after the first step: no unit was seen in it.
     """
 
@@ -69,6 +71,7 @@ class UnitResets(TaskCallback):
         name: str | None = None,
     ) -> None:
         super().__init__(epochs_per_task)
+        require_whole(0, seed=seed)
         if moments not in get_args(Moments):
             raise ValueError(f"moments={moments!r}; expected one of {', '.join(map(repr, get_args(Moments)))}")
         if anchors not in get_args(Anchors):
@@ -84,6 +87,7 @@ class UnitResets(TaskCallback):
         self.resets: dict[str, int] = {}
         self._observer: Observer | None = None
         self._handles: list[RemovableHandle] = []
+        self.steps = 0  # training batches that took a step
         self._stepped = self._seen = self._looking = False
         self._loaded: dict[str, Any] | None = None
 
@@ -112,8 +116,8 @@ class UnitResets(TaskCallback):
         """Whether the step that begins is to be seen."""
         return True
 
-    def before_reset(self, pl_module: LightningModule, layer: int, chosen: Tensor) -> None:
-        """These units will be made new."""
+    def before_reset(self, copies: Sequence[nn.Module], layer: int, chosen: Tensor) -> None:
+        """These units of the module and of its averages will be made new."""
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -125,13 +129,16 @@ class UnitResets(TaskCallback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.units and self._loaded is None:
             self._loaded = self.state_dict()  # of the fit before
-        self.units = watched_units(pl_module, self.layers, self.given)
+        self._require_single_evaluations(trainer.optimizers)
+        self.units = watched_units(pl_module, self.layers, self.given, trained=True)
+        self._roots = CalledRoots(pl_module, self.units)
         self._warn_of_norms()
         self.resets = {units.name: 0 for units in self.units}
         state, self._loaded = self._loaded, None
         if state is not None:
             self._require_same(state["counts"])
             self.resets = dict(state["resets"])
+            self.steps = state["steps"]
         self.begin(pl_module.device, None if state is None else state["watched"])
         self._observer = self.observer(pl_module)
         self._stepped = self._seen = False
@@ -144,6 +151,8 @@ class UnitResets(TaskCallback):
         self._looking = self.looks(trainer)
         if self._observer is not None and self._looking:
             self._observer.attach()
+            if not self._seen:
+                self._roots.attach()
 
     @override
     def on_train_batch_end(
@@ -152,9 +161,12 @@ class UnitResets(TaskCallback):
         if self._observer is None:
             return
         self._observer.detach()
+        if not self._seen and self._looking:
+            self._roots.check()
         if not self._stepped:
             return
         self._stepped = False
+        self.steps += 1
         if self._observer.seen:
             self._seen = True
             for layer, chosen in self.due(pl_module, self._observer).items():
@@ -186,8 +198,8 @@ class UnitResets(TaskCallback):
     @override
     def state_dict(self) -> dict[str, Any]:
         counts = {units.name: units.count for units in self.units}
-        own = {"counts": counts, "resets": self.resets, "watched": self.watched()} if self.units else self._loaded or {}
-        return {**super().state_dict(), **own}
+        own = {"counts": counts, "resets": self.resets, "watched": self.watched(), "steps": self.steps}
+        return {**super().state_dict(), **(own if self.units else self._loaded or {})}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -196,9 +208,10 @@ class UnitResets(TaskCallback):
 
     def _reset(self, trainer: Trainer, module: LightningModule, layer: int, chosen: Tensor) -> None:
         units = self.units[layer]
-        self.before_reset(module, layer, chosen)
-        where = torch.tensor([layer])
         averages = [c._average_model for c in trainer.callbacks if isinstance(c, WeightAveraging)]  # type: ignore[attr-defined]
+        shadows = [average.module for average in averages if average is not None]
+        self.before_reset([module, *shadows], layer, chosen)
+        where = torch.tensor([layer])
         reset_units(
             module,
             units,
@@ -206,7 +219,7 @@ class UnitResets(TaskCallback):
             seed=int(derive_keys(self.seed, where, draw=trainer.global_step, purpose="reset")) % 2**63,
             optimizers=trainer.optimizers,
             moments=self.moments,
-            shadows=[average.module for average in averages if average is not None],
+            shadows=shadows,
             initializer=self.initializer,
             agree=of_the_first,
         )
@@ -223,9 +236,17 @@ class UnitResets(TaskCallback):
     def _leave(self) -> None:
         if self._observer is not None:
             self._observer.detach()
+            self._roots.detach()
         for handle in self._handles:
             handle.remove()
         self._observer, self._handles = None, []
+
+    def _require_single_evaluations(self, optimizers: Sequence[Optimizer]) -> None:
+        if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in optimizers):
+            raise ValueError(
+                f"{type(self).__name__} counts the examples of each step, and LBFGS evaluates a batch several times in "
+                "one; use another optimizer"
+            )
 
     def _require_same(self, counts: dict[str, int]) -> None:
         now = {units.name: units.count for units in self.units}

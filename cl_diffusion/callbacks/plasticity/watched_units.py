@@ -19,6 +19,7 @@ def watched_units(
     layers: Sequence[str] | None,
     given: FindsUnits | Sequence[Units] | None,
     or_none: bool = False,
+    trained: bool = False,
 ) -> list[Units]:
     """The units of a module by patterns of their layers' names, found or given.
 
@@ -26,18 +27,30 @@ def watched_units(
         module: whose.
         layers: patterns; None is all.
         given: in place of what ``find_units`` can tell.
+        trained: only those whose weights are.
         or_none: where nothing is asked for by name and none are found, a warning says why.
 
     Raises:
         ValueError: there are none, with the reason for each layer, or a pattern fits none.
     """
+    if isinstance(layers, str) or (layers is not None and not list(layers)):
+        raise ValueError(f"layers={layers!r}; expected a list of patterns such as ['net.*'], or None for all")
     refused: dict[str, str] = {}
     if given is None:
         units, refused = find_units(module)
     else:
         units = list(given(module) if callable(given) else given)
+        if others := [each for each in units if not isinstance(each, Units)]:
+            raise TypeError(
+                f"units: {others[0]!r} is none; expected cl_diffusion.plasticity.Units, or what returns them"
+            )
     for of in units:
         of.check(module)
+    if trained:
+        frozen = {name for name, p in module.named_parameters() if not p.requires_grad}
+        still = {of.name: held for of in units if (held := [s.tensor for s in of.slices if s.tensor in frozen])}
+        refused |= {name: f"{held[0]} is frozen (requires_grad is False)" for name, held in still.items()}
+        units = [of for of in units if of.name not in still]
     for pattern in layers or ():
         if not any(fnmatchcase(of.name, pattern) for of in units):
             fitting = [f"{name}: {reason}" for name, reason in refused.items() if fnmatchcase(name, pattern)]
