@@ -7,6 +7,7 @@ from cl_diffusion.callbacks.plasticity.continual_backprop import ContinualBackpr
 from cl_diffusion.callbacks.plasticity.redo import ReDo
 from cl_diffusion.callbacks.plasticity.self_normalized_resets import SelfNormalizedResets
 from cl_diffusion.callbacks.plasticity.shrink_and_perturb import ShrinkAndPerturb
+from cl_diffusion.callbacks.preemption import Preemption
 from cl_diffusion.callbacks.regularization.ewc import EWC
 from cl_diffusion.callbacks.regularization.l2 import L2SP, L2Init
 from cl_diffusion.callbacks.regularization.mas import MAS
@@ -30,6 +31,7 @@ __all__ = [
     "OtherTask",
     "OwnSamples",
     "PlasticityMetrics",
+    "Preemption",
     "PureNoise",
     "ReDo",
     "Regularizer",

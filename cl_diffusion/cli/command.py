@@ -22,7 +22,7 @@ from typing_extensions import override
 from cl_diffusion.cli.checkpoint_config import configuration_of, without_replaced
 from cl_diffusion.cli.metrics_log import MetricsLog
 from cl_diffusion.cli.prediction_writer import PredictionWriter
-from cl_diffusion.cli.run_folder import RunFolder, claim, run_of_checkpoint
+from cl_diffusion.cli.run_folder import RunFolder, checkpoint_to_resume, claim, run_of_checkpoint
 
 
 class ContinualCLI(LightningCLI):
@@ -31,6 +31,7 @@ class ContinualCLI(LightningCLI):
     - ``max_epochs`` is the stream's number of epochs, ``reload_dataloaders_every_n_epochs`` is 1;
     - ``--run`` is the folder of a ``fit``: configuration, ``metrics.csv``, ``continual.csv``, samples, checkpoints. A
       folder that holds anything is refused unless the fit resumes from its newest checkpoint with its configuration;
+      ``--ckpt_path last`` is that checkpoint, and the start where there is none yet;
     - ``validate``, ``test`` and ``predict`` need nothing but ``--ckpt_path``: the checkpoint's hyper-parameters are
       read as the first configuration, so that what is given besides it wins.
     """
@@ -67,8 +68,11 @@ class ContinualCLI(LightningCLI):
         warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\)")
         if self.subcommand != "fit":
             warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint")
-        if self.subcommand == "fit" and not self._get(self.config, "trainer").fast_dev_run:
-            rank_zero_only(claim)(self._run, self._fit_configuration(), self._checkpoint)
+        if self.subcommand == "fit":
+            given = self._checkpoint
+            checkpoint = self.config[self.subcommand]["ckpt_path"] = checkpoint_to_resume(self._run, given)
+            if not self._get(self.config, "trainer").fast_dev_run:
+                rank_zero_only(claim)(self._run, self._fit_configuration(), checkpoint, given)
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -161,12 +165,13 @@ def main(args: ArgsType = None) -> None:
 def command_line() -> None:
     """The console command: ``main``, where an error that this package states ends as one message and exit code 2.
 
-    A fit that SIGTERM has ended is not finished: exit code 143. Anything else is a fault and keeps its traceback.
+    A fit that a signal has ended is not finished: exit code ``128 + signal``. Anything else is a fault and keeps its
+    traceback.
     """
     try:
         main()
-    except SIGTERMException:
-        sys.exit(128 + signal.SIGTERM)
+    except SIGTERMException as stopped:
+        sys.exit(stopped.code or 128 + signal.SIGTERM)
     except Exception as error:
         stated = _stated_by_this_package(error)
         if stated is None:

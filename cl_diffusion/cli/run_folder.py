@@ -8,9 +8,13 @@ from typing import Any
 import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from typing_extensions import override
 
+from cl_diffusion.checkpoint_files import checkpoints_by_age, damage, require_whole
+
 CONFIGURATION = "config.yaml"
+LAST = "last"
 
 
 class RunFolder(SaveConfigCallback):
@@ -33,24 +37,53 @@ class RunFolder(SaveConfigCallback):
             path.write_text(self.configuration)
 
 
-def claim(folder: Path, configuration: str, checkpoint: str | None) -> None:
+def checkpoint_to_resume(folder: Path, given: str | None) -> str | None:
+    """The checkpoint that ``--ckpt_path`` means: ``last`` is the run's newest that is whole, or none where it has none.
+
+    Raises:
+        ValueError: there are checkpoints, and none of them is whole.
+    """
+    if given != LAST:
+        return given
+    newest = newest_checkpoint(folder)
+    if newest is not None:
+        return str(newest)
+    if damaged := _checkpoints(folder):
+        raise ValueError(
+            f"ckpt_path={LAST!r}: none of the {len(damaged)} checkpoints of run={str(folder)!r} is whole "
+            f"({damaged[0]}: {damage(damaged[0])}); remove them to start again, or name another folder with --run"
+        )
+    return None
+
+
+def claim(folder: Path, configuration: str, checkpoint: str | None, given: str | None) -> None:
     """Refuse a folder that holds anything, unless a fit of the same configuration resumes from its newest checkpoint.
+
+    Args:
+        folder: of the run.
+        configuration: of the fit, as YAML.
+        checkpoint: to resume from.
+        given: the same as the user has named it: with ``last``, a run that has no checkpoint yet is started again.
 
     Raises:
         ValueError: names the folder or the checkpoint, and where configurations differ the first difference.
     """
-    if checkpoint is not None and not Path(checkpoint).is_file():
-        raise ValueError(f"ckpt_path={checkpoint!r} is not a file; give the checkpoint to resume, or leave it out")
+    if checkpoint is not None:
+        if not Path(checkpoint).is_file():
+            raise ValueError(f"ckpt_path={checkpoint!r} is not a file; give the checkpoint to resume, or leave it out")
+        require_whole(Path(checkpoint))
     if not folder.exists() or not any(folder.iterdir()):
         return
     newest = newest_checkpoint(folder)
-    if checkpoint is None:
+    if given is None:
         resume = f"resume it with --ckpt_path {newest}" if newest else "it has no checkpoint to go on from: remove it"
         raise ValueError(f"run={str(folder)!r} already holds files; {resume}, or name another folder with --run")
     path = folder / CONFIGURATION
     if not path.is_file():
         raise ValueError(f"run={str(folder)!r} holds files but no {CONFIGURATION}; name another folder with --run")
-    if newest is None or not newest.samefile(checkpoint):
+    if checkpoint is None:
+        rank_zero_info(f"run={str(folder)!r} has no checkpoint yet: it starts again")
+    elif newest is None or not newest.samefile(checkpoint):
         raise ValueError(
             f"ckpt_path={checkpoint!r} is not the newest checkpoint of run={str(folder)!r}: resuming there would "
             f"overwrite what came after it; give {newest}, or branch off into another folder with --run"
@@ -65,9 +98,16 @@ def claim(folder: Path, configuration: str, checkpoint: str | None) -> None:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint of a run that was written last."""
-    checkpoints = sorted((folder / "checkpoints").glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
-    return checkpoints[-1] if checkpoints else None
+    """The checkpoint of a run that was written last; one that is damaged is passed over, with a warning."""
+    for checkpoint in _checkpoints(folder):
+        if (wrong := damage(checkpoint)) is None:
+            return checkpoint
+        rank_zero_warn(f"{checkpoint} is damaged ({wrong}) and passed over")
+    return None
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return checkpoints_by_age(folder / "checkpoints")
 
 
 def _comparable(configuration: str) -> Any:

@@ -181,6 +181,56 @@ def test_an_older_checkpoint_may_branch_off_but_not_overwrite(run: Path, folder:
     assert len(rows(folder / "branch" / "continual.csv")) == 9
 
 
+def test_last_is_wherever_the_run_is(run: Path, folder: Path) -> None:
+    """A new folder, one that was left before its first checkpoint, one that was left within, one that is through."""
+    config = configuration(folder)
+    fit(config, folder / "new", "--ckpt_path", "last")
+    early = folder / "early"
+    shutil.copytree(folder / "new", early, ignore=lambda _, names: set(names) & {"checkpoints", "continual.csv"})
+    copy = interrupted(run, folder)
+    for left in (early, copy, copy):
+        fit(config, left, "--ckpt_path", "last")
+        assert (left / "continual.csv").read_text() == (run / "continual.csv").read_text()
+    with pytest.raises(ValueError, match="init_args.strength was 10.0 and is now 11.0"):
+        fit(configuration(folder, strength=11.0), copy, "--ckpt_path", "last")
+
+
+def spoil(checkpoint: Path, how: str) -> None:
+    content = bytearray(checkpoint.read_bytes())
+    if how == "cut off":
+        del content[len(content) // 2 :]
+    else:
+        content[len(content) // 2] ^= 1
+    checkpoint.write_bytes(content)
+
+
+@pytest.mark.parametrize("how", ["cut off", "one bit"])
+def test_a_damaged_checkpoint_is_refused_with_the_name_of_one_that_is_whole(how: str, run: Path, folder: Path) -> None:
+    copy = interrupted(run, folder)
+    last, before = copy / "checkpoints/last.ckpt", copy / "checkpoints/after_task_1.ckpt"
+    spoil(last, how)
+    refusal = f"ckpt_path='{last}' is damaged .*: go on from {before}, the newest that is whole"
+    with pytest.raises(ValueError, match=refusal):
+        fit(copy / "config.yaml", copy, "--ckpt_path", str(last))
+    with pytest.raises(ValueError, match=refusal):
+        main(["validate", "--ckpt_path", str(last)])
+    with pytest.warns(UserWarning, match="last.ckpt is damaged .* and passed over"):
+        fit(copy / "config.yaml", copy, "--ckpt_path", "last")
+    assert (copy / "continual.csv").read_text() == (run / "continual.csv").read_text()
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_not_started_again(run: Path, folder: Path) -> None:
+    copy = interrupted(run, folder)
+    for checkpoint in (copy / "checkpoints").iterdir():
+        spoil(checkpoint, "cut off")
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match="none of the 2 checkpoints of run=.* is whole"):
+        fit(copy / "config.yaml", copy, "--ckpt_path", "last")
+    with pytest.raises(ValueError, match="is damaged .*: there is no other in its folder that is whole"):
+        fit(copy / "config.yaml", copy, "--ckpt_path", str(copy / "checkpoints/last.ckpt"))
+    assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
+
+
 @pytest.mark.parametrize("epoch", [1, 2, 4])
 def test_a_resumed_fit_is_the_uninterrupted_one_bit_for_bit(epoch: int, folder: Path) -> None:
     """From within a task, and from a task's end; dropout included, which draws from the global generator."""
@@ -272,6 +322,9 @@ def test_a_bad_option_is_one_message_and_exit_code_2(folder: Path, capsys: pytes
 def test_a_checkpoint_that_cannot_be_read_is_named(folder: Path) -> None:
     with pytest.raises(ValueError, match="ckpt_path='nowhere.ckpt' is not a file"):
         main(["validate", "--ckpt_path", "nowhere.ckpt"])
+    Path("no.ckpt").write_text("not one")
+    with pytest.raises(ValueError, match="ckpt_path='no.ckpt' is damaged .File is not a zip file"):
+        main(["validate", "--ckpt_path", "no.ckpt"])
     torch.save({"state_dict": {}}, "foreign.ckpt")
     with pytest.raises(ValueError, match="ckpt_path='foreign.ckpt' holds no configuration"):
         main(["test", "--ckpt_path=foreign.ckpt"])
