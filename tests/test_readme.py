@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from functools import partial
 from pathlib import Path
+from textwrap import dedent
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,8 +14,10 @@ import pytest
 import sklearn.datasets
 import torch
 
+from cl_diffusion.callbacks import PlasticityMetrics
 from cl_diffusion.cli import main
 from cl_diffusion.linalg import LowRank
+from tests.callbacks.stranger import Regression, loader, trainer
 from tests.tiny import configuration
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
@@ -60,6 +63,28 @@ def test_the_samplers_in_python_draw_from_a_checkpoint(tmp_path: Path, monkeypat
     assert len(names["lanczos"].reports) == 12
     drawn = names["analytic"].sample(names["model"].denoiser, (1, 8, 8), names["labels"][:2])
     assert drawn.isfinite().all()
+
+
+def test_the_resets_in_python_find_the_units_that_they_are_given(tmp_path: Path) -> None:
+    section = README[README.index("## Plasticity") :]
+    first, second = re.findall(r"```python\n(.*?)```", section, re.DOTALL)[:2]
+    names: dict[str, Any] = {}
+    for snippet in (first, second):
+        exec(compile(dedent(snippet), "README.md", "exec"), names)
+
+    class Named(Regression):
+        def __init__(self) -> None:
+            super().__init__()
+            parts = {"a": torch.nn.Linear(3, 32), "act": torch.nn.ReLU(), "b": torch.nn.Linear(32, 1)}
+            self.net = torch.nn.ModuleDict(parts)
+
+        def per_sample_loss(self, batch: Any) -> torch.Tensor:
+            return (self.net["b"](self.net["act"](self.net["a"](batch[0]))) - batch[1]).square().mean(1)
+
+    trainer(names["resets"], PlasticityMetrics(units=[names["hidden"]]), default_root_dir=tmp_path).fit(
+        Named(), loader(0)
+    )
+    assert "net.a,dead" in (tmp_path / "plasticity.csv").read_text()
 
 
 def test_there_are_six() -> None:

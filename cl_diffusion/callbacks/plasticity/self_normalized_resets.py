@@ -102,7 +102,8 @@ class SelfNormalizedResets(UnitResets):
         if silent and self.firing == "sign":
             raise ValueError(
                 f"firing='sign', and the activation of {', '.join(silent)} is not known to be positive where it "
-                "fires; leave these out by layers=..., or use firing='magnitude' or 'gradient'"
+                "fires; leave these out by layers=..., use firing='magnitude' or 'gradient', or give units=... of an "
+                "activation that is"
             )
         count = sum(of.count for of in self.units)
         if self.variant == "counting":

@@ -67,5 +67,6 @@ def watched_units(
         rank_zero_warn(said)
     elif given is None and refused:
         names = ", ".join(of.name for of in chosen)
-        rank_zero_info(f"units of {names}; {len(refused)} other layers have none (layers=[one of them] is told why)")
+        without = "1 other layer has" if len(refused) == 1 else f"{len(refused)} other layers have"
+        rank_zero_info(f"units of {names}; {without} none (layers=[NAME] says why)")
     return chosen
