@@ -19,6 +19,7 @@ from torch import distributed
 from typing_extensions import override
 
 from cl_diffusion.callbacks.task_checkpoint import between_steps, checkpoint_folder, write_checkpoint
+from cl_diffusion.fisher.population import world_size
 
 
 class Preemption(Checkpoint):
@@ -73,7 +74,7 @@ class Preemption(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Now, as Lightning has installed its own handlers."""
         self._received = 0
-        if trainer.world_size > 1 and distributed.get_backend() != "gloo":
+        if world_size() > 1 and distributed.get_backend() != "gloo":
             self._group = distributed.new_group(backend="gloo")  # between hosts: the accelerator is not waited for
         if threading.current_thread() is not threading.main_thread():
             rank_zero_warn("Preemption: signals are handled in a process's main thread, and this fit runs in another")
@@ -128,7 +129,7 @@ class Preemption(Checkpoint):
 
     def _agreed(self, trainer: Trainer) -> int:
         """The largest number of a signal that any process has received; 0 for none."""
-        if trainer.world_size == 1:
+        if world_size() == 1:
             return self._received
         received = torch.tensor([self._received])
         distributed.all_reduce(received, distributed.ReduceOp.MAX, group=self._group)
