@@ -70,8 +70,8 @@ class TaskCheckpoint(TaskCallback, Checkpoint):
     def on_task_end(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         after = f"after_task_{task + 1}.ckpt"
         self.save(trainer, after)
+        folder = checkpoint_folder(trainer, self.dirpath)
         if trainer.is_global_zero:
-            folder = checkpoint_folder(trainer, self.dirpath)
             part = folder / "last.ckpt.part"
             shutil.copyfile(folder / after, part)
             replace_file(part, folder / "last.ckpt")
