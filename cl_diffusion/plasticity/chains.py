@@ -12,7 +12,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
-from cl_diffusion.plasticity.undisturbed import undisturbed
+from cl_diffusion.plasticity.put_back import put_back
 from cl_diffusion.plasticity.units import Site, Slice, Units
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -55,7 +55,7 @@ def chains(module: nn.Module) -> tuple[list[Units], Refused]:
     Raises:
         Exception: whatever the tracer raises of a module that it cannot trace.
     """
-    with undisturbed(module):
+    with put_back(module):
         graph = fx.Tracer().trace(module)
     modules = dict(module.named_modules())
     calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
@@ -180,7 +180,7 @@ class _Walk:
             )
 
     def _norm(self, name: str, module: Any, layer: Any) -> None:
-        if self.mixes or self.normed:
+        if self.normed:
             raise Unproven(f"two norms follow it, the second {name}")
         self.normed = True
         linear, over_last = isinstance(layer, nn.Linear), isinstance(module, (nn.LayerNorm, nn.RMSNorm))

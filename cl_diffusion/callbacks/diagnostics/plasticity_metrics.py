@@ -83,8 +83,7 @@ class PlasticityMetrics(TaskCallback):
         for observer, name in ((self._firing, "firing"), (self._values, "values")):
             observer.seen = {number: seen.to(pl_module.device) for number, seen in self._restored_seen(name)}
         self._looked = {}
-        steps = [optimizer.register_step_post_hook(self._measure_update) for optimizer in trainer.optimizers]
-        self._handles = list(steps)
+        self._handles = [optimizer.register_step_post_hook(self._measure_update) for optimizer in trainer.optimizers]
         super().on_train_start(trainer, pl_module)
 
     @override

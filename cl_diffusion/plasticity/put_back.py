@@ -11,7 +11,7 @@ from torch import nn
 
 
 @contextmanager
-def undisturbed(module: nn.Module) -> Iterator[None]:
+def put_back(module: nn.Module) -> Iterator[None]:
     """Whatever runs within: afterwards attributes and buffers of the module, and random states, are what they were.
 
     Attributes that are bound anew are put back; an object that is changed in place, other than a buffer, stays changed.
