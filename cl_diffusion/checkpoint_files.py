@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zipfile
+from functools import cache
 from pathlib import Path
 
 
@@ -16,8 +17,14 @@ def damage(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint's file, or None where it is whole.
 
     Every entry is read and held against the checksum that was written with it, which ``torch.load`` does not do: it
-    refuses a file that is cut off, and gives wrong numbers of one whose bytes have changed.
+    refuses a file that is cut off, and gives wrong numbers of one whose bytes have changed. A file is read once.
     """
+    state = checkpoint.stat()
+    return _damage(checkpoint, state.st_mtime_ns, state.st_size)
+
+
+@cache
+def _damage(checkpoint: Path, changed: int, size: int) -> str | None:
     try:
         with zipfile.ZipFile(checkpoint) as archive:
             broken = archive.testzip()
