@@ -11,19 +11,21 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from typing_extensions import override
 
+from cl_diffusion.averaged_weights import averaged_weights
 from cl_diffusion.data.images import ImageFormat, Shape
 from cl_diffusion.data.labelled import LabelledImages, StoredImages
 from cl_diffusion.data.permutation import Purpose, keyed_generator
 from cl_diffusion.data.replay_source import OldTasks, Pool, ReplaySource, of_labels
 from cl_diffusion.data.selection import Samples
 from cl_diffusion.diffusion.samplers import Sampler
-from cl_diffusion.progress import track
+from cl_diffusion.shared_drawing import drawn_by_all
 
 
 class GenerativeReplay(ReplaySource):
     """A pool of images that the model draws when a task begins, of the classes that it has learned until then.
 
-    At that moment the model is what the last task has left, its teacher. The pool is kept in the checkpoint: it could
+    At that moment the model is what the last task has left, its teacher, with averaged weights where a
+    ``WeightAveraging`` callback keeps some. The pool is kept in the checkpoint: it could
     not be drawn again within a task. Processes share the drawing, each a part of the chunks; what is drawn is the same
     on any number of them.
 
@@ -101,17 +103,18 @@ class GenerativeReplay(ReplaySource):
         assert trainer is not None
         labels = torch.tensor(old.all_classes).repeat_interleave(self.images_per_class)
         chunks = labels.split(self.batch_size)
-        mine = range(trainer.global_rank, len(chunks), trainer.world_size)
         rank_zero_info(
             f"replay for task {old.task + 1}: drawing {len(labels)} images of {len(old.all_classes)} classes"
         )
-        drawn = torch.zeros(len(labels), *old.shape, device=module.device)
-        for number in track(trainer, mine, f"replay for task {old.task + 1}"):
+
+        def draw(number: int) -> Tensor:
             generator = keyed_generator(old.seed, Purpose.GENERATION, old.task * len(chunks) + number)
-            images = module.sample(chunks[number], sampler=self.sampler, generator=generator)
-            start = number * self.batch_size
-            drawn[start : start + len(images)] = images
-        images = trainer.strategy.reduce(drawn, reduce_op="sum").cpu()  # each has drawn its own, and zeros elsewhere
+            images: Tensor = module.sample(chunks[number], sampler=self.sampler, generator=generator)
+            return images
+
+        with averaged_weights(trainer):
+            sizes = [len(chunk) for chunk in chunks]
+            images = drawn_by_all(trainer, draw, sizes, old.shape, f"replay for task {old.task + 1}").cpu()
         if not images.isfinite().all():
             raise ValueError(
                 f"the images drawn for the replay beside task {old.task + 1} are not all finite: check the weights, or "

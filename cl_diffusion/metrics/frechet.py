@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance, NoTrainInceptionV3
 
@@ -18,6 +19,9 @@ class FrechetDistance:
     torchmetrics' computation in float64 on the features of any network; the statistics of the real images are kept
     between calls. Only values in the features of the same network, from equally many images, may be compared.
 
+    Where a default process group is initialised, every process is given all images and takes part: each has features of
+    its share, and the statistics are summed.
+
     Args:
         features: a network from images ``(B, C, H, W)`` in [-1, 1] to ``(B, num_features)``.
         num_features: their width.
@@ -29,7 +33,7 @@ class FrechetDistance:
 
     def add_real(self, images: Tensor) -> None:
         """Images of the data set."""
-        self._metric.to(images.device).update(images, real=True)
+        self._update(images, real=True)
 
     def __call__(self, generated: Tensor) -> float:
         """The distance of these images from the real ones.
@@ -37,15 +41,22 @@ class FrechetDistance:
         Raises:
             ValueError: fewer than two images on a side.
         """
-        real = int(self._metric.real_features_num_samples)
-        if min(real, len(generated)) < 2:
-            raise ValueError(
-                f"{real} real and {len(generated)} generated images; a covariance needs at least 2 of each"
-            )
         self._metric.reset()
         for images in generated.split(512):
-            self._metric.to(images.device).update(images, real=False)
-        return float(self._metric.compute())
+            self._update(images, real=False)
+        with self._metric.sync_context():
+            counts = self._metric.real_features_num_samples, self._metric.fake_features_num_samples
+            real, drawn = (int(count) for count in counts)
+            if min(real, drawn) < 2:
+                raise ValueError(f"{real} real and {drawn} generated images; a covariance needs at least 2 of each")
+            return float(self._metric.compute())
+
+    def _update(self, images: Tensor, real: bool) -> None:
+        several = dist.is_available() and dist.is_initialized()
+        mine = images[dist.get_rank() :: dist.get_world_size()] if several else images
+        self._metric.to(images.device)
+        if len(mine):
+            self._metric.update(mine, real=real)
 
 
 def inception_distance() -> FrechetDistance | None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from cl_diffusion.averaged_weights import averaged_weights
 from cl_diffusion.stream import ReplayBatch, TaskStream
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ class DistillationMixin(_Base):
     *Balanced* (Masip et al. 2023, 2311.14028), with ``k`` tasks learned before: ``L_current / (k + 1) + (1 - 1/(k + 1))
     lambda L_old``. *Sum* (2509.23593): ``L_current + lambda L_old``.
 
-    The teacher is a copy of ``student`` as the last task left it. It is made when a task of a ``TaskStream`` ends,
+    The teacher is a copy of ``student`` as the last task left it, with averaged weights where a ``WeightAveraging``
+    callback keeps some. It is made when a task of a ``TaskStream`` ends,
     after callbacks have seen that end and before checkpoints are written (elsewhere: ``freeze_teacher()``), and stands
     outside the module's own parts: no optimizer, no Fisher and no gradient of several processes knows of it.
     Checkpoints hold it. Where all tasks are trained jointly none ends before the last, and there is no teacher.
@@ -87,8 +89,10 @@ class DistillationMixin(_Base):
         return self._taught
 
     def freeze_teacher(self) -> None:
-        """Take the student as it is for the teacher of the next task."""
-        self._keep(_frozen_copy(self.student) if self._keeps_teacher else None, self._taught + 1)
+        """Take the student as it is for the teacher of the next task, with averaged weights where there are any."""
+        with averaged_weights(self._trainer):
+            teacher = _frozen_copy(self.student) if self._keeps_teacher else None
+        self._keep(teacher, self._taught + 1)
 
     def combined_loss(self, batch: Any) -> Tensor:
         """The scalar to train on, of a batch with or without replay; its two terms are logged."""

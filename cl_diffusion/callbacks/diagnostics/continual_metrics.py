@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
+from cl_diffusion.averaged_weights import averaged_weights
 from cl_diffusion.bands import Bands
 from cl_diffusion.callbacks.batches import TransferredBatches, images_and_labels, joined, keyed
 from cl_diffusion.callbacks.diagnostics.continual_table import print_table, write_csv, write_yardstick
@@ -23,6 +25,7 @@ from cl_diffusion.metrics.continual_matrix import ContinualMatrix
 from cl_diffusion.metrics.generation_quality import GenerationQuality, higher_is_better
 from cl_diffusion.metrics.reference_classifier import trained_reference
 from cl_diffusion.progress import track
+from cl_diffusion.shared_drawing import drawn_by_all
 from cl_diffusion.stream import TaskStream
 
 
@@ -37,7 +40,8 @@ class ContinualMetrics(TaskCallback):
     (a row a class) in ``samples/`` and to the logger, and figures to the logger. Training is bit for bit the same with
     and without it.
 
-    Every process computes the same figures; the first one writes them.
+    Images and figures are of averaged weights where a ``WeightAveraging`` callback keeps some, as a checkpoint's are.
+    Processes share the work, images by the chunk, and come to the same figures; the first one writes them.
 
     Args:
         images_per_class: how many images of each class are drawn.
@@ -108,15 +112,20 @@ class ContinualMetrics(TaskCallback):
     @override
     def on_task_end(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         stream = _stream(trainer)
-        drawn: list[tuple[Tensor, Tensor]] = []
         devices = [pl_module.device] if pl_module.device.type == "cuda" else []
-        with evaluation_mode(pl_module), torch.no_grad(), torch.random.fork_rng(devices):
+        drawn: list[tuple[Tensor, Tensor]] = []
+        with (
+            averaged_weights(trainer),
+            evaluation_mode(pl_module),
+            torch.no_grad(),
+            torch.random.fork_rng(devices),
+        ):
+            if self._quality is not None:
+                drawn = self._draw_images(trainer, pl_module, stream, task + 1)
             for old in range(task + 1):
                 figures = self._losses(trainer, pl_module, stream, old)
                 if self._quality is not None:
-                    images, labels = self._draw_images(trainer, pl_module, stream, old)
-                    figures |= self._quality(old, images, labels)
-                    drawn.append((images, labels))
+                    figures |= self._quality(old, *drawn[old])
                 for name, value in figures.items():
                     matrix = self.matrices.setdefault(name, ContinualMatrix(name, higher_is_better(name)))
                     matrix.record(task + 1, old + 1, value)
@@ -155,36 +164,51 @@ class ContinualMetrics(TaskCallback):
     def _losses(self, trainer: Trainer, pl_module: Any, stream: TaskStream, task: int) -> dict[str, float]:
         """The mean over held-out samples and draws, of all of them and of those in each band that holds any."""
         names = [] if self.bands is None else [f"denoising_loss/{band}" for band in self.bands.names]
-        total, count = torch.zeros(1 + len(names), dtype=torch.float64), torch.zeros(1 + len(names))
-        for draw in track(trainer, range(self.loss_draws), f"loss of task {task + 1}"):
-            for batch, indices in TransferredBatches(trainer, keyed(stream.evaluation_dataloader(task))):
-                if callable(getattr(pl_module, "draw", None)):
-                    batch = pl_module.draw(batch, derive_keys(self.seed, indices, draw))
-                losses = pl_module.per_sample_loss(batch).double().cpu()
-                inside = [torch.ones(len(losses), dtype=torch.bool)]
-                if self.bands is not None:
-                    position = self.bands(batch).cpu()
-                    inside += [position == number for number in range(len(names))]
-                total += torch.stack([losses[members].sum() for members in inside])
-                count += torch.stack([members.sum() for members in inside])
-        figures = zip(["denoising_loss", *names], total.tolist(), count.tolist(), strict=True)
+        total = torch.zeros(2, 1 + len(names), dtype=torch.float64)  # of the losses, and how many
+        passes = track(trainer, range(self.loss_draws), f"loss of task {task + 1}")
+        every = ((draw, item) for draw in passes for item in keyed(stream.evaluation_dataloader(task)))
+        for draw, item in islice(every, trainer.global_rank, None, trainer.world_size):
+            ((batch, indices),) = TransferredBatches(trainer, [item])
+            if callable(getattr(pl_module, "draw", None)):
+                batch = pl_module.draw(batch, derive_keys(self.seed, indices, draw))
+            losses = pl_module.per_sample_loss(batch).double().cpu()
+            inside = [torch.ones(len(losses), dtype=torch.bool)]
+            if self.bands is not None:
+                position = self.bands(batch).cpu()
+                inside += [position == number for number in range(len(names))]
+            total[0] += torch.stack([losses[members].sum() for members in inside])
+            total[1] += torch.stack([members.sum() for members in inside])
+        if trainer.world_size > 1:
+            total = trainer.strategy.reduce(total.to(pl_module.device), reduce_op="sum").cpu()
+        figures = zip(["denoising_loss", *names], *total.tolist(), strict=True)
         return {name: loss / number for name, loss, number in figures if number}
 
-    def _draw_images(self, trainer: Trainer, pl_module: Any, stream: TaskStream, task: int) -> tuple[Tensor, Tensor]:
-        """``images_per_class`` images of each class of the task, and the classes asked for."""
-        _, real_labels = images_and_labels(stream.evaluation_dataloader(task), pl_module.device)
-        labels = real_labels.unique().repeat_interleave(self.images_per_class)
-        generator = torch.Generator().manual_seed(int(derive_keys(self.seed, torch.tensor([task]))))
-        images = [
-            pl_module.sample(
+    def _draw_images(
+        self, trainer: Trainer, pl_module: Any, stream: TaskStream, tasks: int
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Of each task: ``images_per_class`` images of each of its classes, and the classes asked for."""
+        held_out = [images_and_labels(stream.evaluation_dataloader(task), pl_module.device) for task in range(tasks)]
+        labels = [real.unique().repeat_interleave(self.images_per_class) for _, real in held_out]
+        chunks = [
+            (task, number, chunk)
+            for task in range(tasks)
+            for number, chunk in enumerate(labels[task].split(self.batch_size))
+        ]
+
+        def draw(position: int) -> Tensor:
+            task, number, chunk = chunks[position]
+            generator = torch.Generator().manual_seed(int(derive_keys(self.seed, torch.tensor([task]), draw=number)))
+            images: Tensor = pl_module.sample(
                 chunk,
                 sampler=self.sampler,
                 generator=generator,
                 progress=lambda steps: track(trainer, steps, f"samples of task {task + 1}"),
             )
-            for chunk in labels.split(self.batch_size)
-        ]
-        return torch.cat(images).float(), labels
+            return images
+
+        shape = held_out[0][0].shape[1:]
+        images = drawn_by_all(trainer, draw, [len(chunk) for _, _, chunk in chunks], shape, "samples")
+        return list(zip(images.split([len(each) for each in labels]), labels, strict=True))
 
     def _publish(
         self, trainer: Trainer, folder: Path, task: int, num_tasks: int, drawn: list[tuple[Tensor, Tensor]]
