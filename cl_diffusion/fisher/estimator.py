@@ -21,6 +21,11 @@ from cl_diffusion.linalg import Operator, Provenance, parameters
 
 Report = dict[str, Any]
 
+NEEDS_WHOLE = (
+    "takes gradients of single samples, which cannot be had from shards; use SketchedDiagonalFisher(), or "
+    "MeanGradientFisher(coefficient='plain'), without a weighting"
+)
+
 
 class Settings(TypedDict, total=False):
     """What every estimator takes besides its own arguments; see ``FisherEstimator``."""
@@ -104,6 +109,11 @@ class FisherEstimator(ABC):
         """Whether the loss must be an ``OutputLoss``."""
         return self.residual.needs_output or (self.weighting is not None and self.weighting.needs_output)
 
+    @property
+    def takes_sums_alone(self) -> bool:
+        """Whether sums of gradients over batches are all that it takes, as they are had of sharded parameters."""
+        return False
+
     def identity(self) -> dict[str, str]:
         """What makes two estimates comparable: estimator, residual, weighting and whatever else defines the matrix."""
         selected = parameters.described_selection(self.include, self.exclude)
@@ -117,6 +127,8 @@ class FisherEstimator(ABC):
     def samples(self, population: Population) -> tuple[Samples, Report]:
         """The samples with this estimator's residual and weights, and what fitting the weights has found."""
         plain = self._unweighted(population)
+        if plain.gradients.sharded and not self.takes_sums_alone:
+            raise ValueError(f"the parameters are sharded, and {self.name} {NEEDS_WHOLE}")
         return (plain, {}) if self.weighting is None else self.weighting.fitted(plain)
 
     def try_out(self, population: Population) -> None:

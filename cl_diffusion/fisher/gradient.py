@@ -14,7 +14,9 @@ from cl_diffusion.fisher.capture import visit_layers
 from cl_diffusion.fisher.layers import LayerGradients
 from cl_diffusion.fisher.layers.layer import in_single
 from cl_diffusion.fisher.per_sample import by_backward, by_vmap
+from cl_diffusion.fisher.sharded import backward_sums
 from cl_diffusion.linalg import Parameters, parameters
+from cl_diffusion.linalg.shards import is_sharded
 
 Loss = Callable[[Any, Any], Tensor]
 
@@ -29,7 +31,8 @@ class LossGradients:
     an ordinary backward of the weighted sum of losses to rounding. Where there is hardly a gradient, the next batch
     is asked. A loss that is ``OneByOne`` goes neither way: its gradients are taken by an ordinary backward a sample.
 
-    Nothing of the model changes: no ``.grad`` is written, no buffer updated.
+    Nothing of the model changes: no ``.grad`` is written, no buffer updated. Of sharded parameters (``fully_shard``)
+    there are sums alone.
 
     Args:
         model: any module; parameters that require no gradient are left out.
@@ -62,6 +65,7 @@ class LossGradients:
                 "exclude"
             )
         parameters.require_real(self.parameters)
+        self.sharded = is_sharded(self.parameters)
         if chunk_size is not None and chunk_size < 1:
             raise ValueError(f"chunk_size={chunk_size!r}; expected at least 1 sample, or None")
         self._model = model
@@ -90,9 +94,17 @@ class LossGradients:
         yield from (by_backward if self._singly else by_vmap)(self._call, weights, batch, step)
 
     def summed(self, batch: Any, weights: Tensor | None = None) -> Parameters:
-        """``sum_i w_i g_i`` over the batch, by one ordinary backward; ``w`` of shape ``(B,)``, None is ones."""
+        """``sum_i w_i g_i`` over the batch, by one ordinary backward; ``w`` of shape ``(B,)``, None is ones.
+
+        Where parameters are sharded, over the batches of all processes.
+        """
         if self._singly:
             return self._summed_singly(batch, weights)
+        if self.sharded:
+            with torch.enable_grad():
+                losses = self.losses(batch)
+            weights = torch.ones_like(losses) if weights is None else weights.to(losses)
+            return backward_sums(losses, weights, self.parameters)
         with torch.enable_grad():
             losses = self.losses(batch)
         if not losses.requires_grad:  # none of the parameters takes part
@@ -220,7 +232,8 @@ class LossGradients:
         return totals
 
     def _call(self, weights: Parameters, batch: Any) -> Tensor:
-        losses: Tensor = functional_call(self._losses, {f"model.{n}": w for n, w in weights.items()}, (batch,))
+        replaced = {} if self.sharded else {f"model.{n}": w for n, w in weights.items()}
+        losses: Tensor = functional_call(self._losses, replaced, (batch,))
         if losses.shape != (batch_size(batch),):
             raise ValueError(
                 f"loss(model, batch) has shape {tuple(losses.shape)} on {batch_size(batch)} samples; expected "

@@ -71,6 +71,11 @@ class MeanGradientFisher(FisherEstimator):
     def name(self) -> str:
         return f"mean gradient, {self.coefficient} coefficient"
 
+    @property
+    @override
+    def takes_sums_alone(self) -> bool:
+        return self.weighting is None and self.coefficient == "plain"
+
     @override
     def try_on(self, samples: Samples, drawn: Drawn) -> None:
         direction = samples.to_parameters(samples.summed(drawn))
@@ -123,8 +128,8 @@ def _half_sums(samples: Samples) -> tuple[Parameters, Tensor]:
     """The summed gradients of the two halves, stacked on a leading axis, and the halves' sizes."""
     sums = samples.zeros(2)
     counts = torch.zeros(2, dtype=torch.float64, device=samples.device)
-    for half, drawn in samples.by_half():
-        parameters.add_mixed_({name: total[half] for name, total in sums.items()}, samples.summed(drawn))
+    for half, drawn, inside in samples.by_half():
+        parameters.add_mixed_({name: total[half] for name, total in sums.items()}, samples.summed(drawn, inside))
         counts[half] += drawn.num_samples
     samples.all_reduce({**sums, "counts": counts})
     return sums, counts

@@ -22,8 +22,10 @@ from cl_diffusion.fisher.population import (
 )
 from cl_diffusion.fisher.residual import Expectation, Residual
 from cl_diffusion.fisher.sample_loss import Inputs, SampleLoss, SampleWeights, Terms
+from cl_diffusion.fisher.sharded import in_lockstep, require_finite_everywhere
 from cl_diffusion.keys import derive_keys
 from cl_diffusion.linalg import Parameters, parameters
+from cl_diffusion.linalg.shards import dealt_as, local
 
 Importance = Mapping[int, float]
 
@@ -85,23 +87,38 @@ class Samples:
         """Where sums as long as the parameters are kept."""
         return torch.device("cpu") if self._offload else self.device
 
+    @property
+    def own_share(self) -> float:
+        """Of a sum over a batch: one where each process has its own, a part where all have one together."""
+        return 1 / world_size() if self.gradients.sharded else 1.0
+
     def weighted(self, weights: SampleWeights, importance: Importance | None = None) -> Samples:
         """The same samples with other weights."""
         return Samples(self.population, self._residual, self._selects, self.dtype, self._offload, weights, importance)
 
     def drawn(self, draw: int = 0) -> Iterator[Drawn]:
         """One pass; another ``draw`` is another, independent set of random draws."""
-        for rows in self.population.rows(draw):
-            yield from self._prepared(rows, draw)
+        passed = (drawn for rows in self.population.rows(draw) for drawn in self._prepared(rows, draw))
+        yield from in_lockstep(passed) if self.gradients.sharded else passed
 
-    def by_half(self) -> Iterator[tuple[int, Drawn]]:
-        """One pass, split in two disjoint random halves: a sample's half is a function of (seed, index)."""
+    def by_half(self) -> Iterator[tuple[int, Drawn, Tensor | None]]:
+        """One pass, split in two disjoint random halves: a sample's half is a function of (seed, index).
 
-        def half(rows: Rows) -> Tensor:
+        Of sharded parameters each batch comes for both, with weights for ``summed`` that leave out the other half.
+        """
+
+        def half(rows: Rows | Drawn) -> Tensor:
             return self.keys(rows.indices, purpose="half").remainder(2)
 
+        if self.gradients.sharded:
+            for drawn in self.drawn():
+                for number in (0, 1):
+                    inside = (half(drawn) == number).to(self.gradients.dtype)
+                    share = drawn.num_samples * float(inside.mean())
+                    yield number, drawn._replace(num_samples=share), inside
+            return
         for number, rows in regrouped(self.population.rows(), half):
-            yield from ((number, drawn) for drawn in self._prepared(rows, 0))
+            yield from ((number, drawn, None) for drawn in self._prepared(rows, 0))
 
     def subset(self, fraction: float, draw: int = 0) -> Iterator[Drawn]:
         """One pass over a random subset: whether a sample is in it is a function of (seed, index)."""
@@ -118,7 +135,9 @@ class Samples:
                 yield from self._prepared(rows, draw)
 
     def summed(self, drawn: Drawn, weights: Tensor | None = None) -> Parameters:
-        """``sum_i w_i g_i``."""
+        """``sum_i w_i g_i``; over all processes where parameters are sharded."""
+        if self.gradients.sharded and drawn.num_samples == 0:  # takes part, and adds nothing
+            weights = torch.zeros(len(drawn.indices))
         return self.finite(self.gradients.summed(drawn.inputs, weights), drawn)
 
     def summed_squares(self, drawn: Drawn) -> Parameters:
@@ -165,6 +184,12 @@ class Samples:
 
     def zeros(self, *leading: int) -> Parameters:
         """A sum over samples that is yet empty, shaped like the parameters behind ``leading`` axes."""
+        if self.gradients.sharded:
+            empty = {n: torch.zeros_like(local(p), dtype=self.dtype) for n, p in self.gradients.parameters.items()}
+            return {
+                n: dealt_as(zero.expand(*leading, *zero.shape).clone(), self.gradients.parameters[n])
+                for n, zero in empty.items()
+            }
         return {
             name: torch.zeros((*leading, *p.shape), dtype=self.dtype, device=self.sums_on)
             for name, p in self.gradients.parameters.items()
@@ -175,10 +200,15 @@ class Samples:
         return {name: tensor.to(self.gradients.parameters[name]) for name, tensor in vector.items()}
 
     def all_reduce(self, sums: Mapping[str, Tensor]) -> None:
-        """Sum each tensor over all processes, in place, one at a time; nothing to do in a single one."""
+        """Sum each tensor over all processes, in place, one at a time; nothing to do in a single one.
+
+        Sharded sums are over all processes as they come.
+        """
         if world_size() == 1:
             return
         for tensor in sums.values():
+            if local(tensor) is not tensor:
+                continue
             travelling = tensor.to(self.device) if dist.get_backend() == "nccl" else tensor
             dist.all_reduce(travelling)
             if travelling is not tensor:
@@ -239,6 +269,9 @@ class Samples:
         Raises:
             FloatingPointError: names the sample and the first bad parameter.
         """
+        if self.gradients.sharded:
+            require_finite_everywhere(vector)
+            return vector
         if all(bool(tensor.isfinite().all()) for tensor in vector.values()):
             return vector
         position = 0

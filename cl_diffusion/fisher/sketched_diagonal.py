@@ -26,6 +26,11 @@ class SketchedDiagonalFisher(FisherEstimator):
     name = "sketched diagonal"
     kind = Diagonal.kind
 
+    @property
+    @override
+    def takes_sums_alone(self) -> bool:
+        return self.weighting is None
+
     @override
     def compute(self, population: Population) -> tuple[Operator, Report]:
         samples, report = self.samples(population)
@@ -35,7 +40,7 @@ class SketchedDiagonalFisher(FisherEstimator):
             sketch = samples.summed(drawn, signs)
             parameters.add_mixed_(squares, parameters.multiply(sketch, sketch))
             counts[0] += drawn.num_samples
-            counts[1] += 1
+            counts[1] += samples.own_share
         samples.all_reduce({**squares, "counts": counts})
         n, batches = counts.tolist()
         require_samples(n)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from cl_diffusion.evaluation_mode import evaluation_mode
+from cl_diffusion.fisher.sharded import resharded
 from cl_diffusion.linalg import parameters
 
 
@@ -24,6 +25,7 @@ def undisturbed(model: nn.Module) -> Iterator[nn.Parameter]:
     first = next(iter(model.parameters()))
     devices = [first.device] if first.device.type == "cuda" else []
     with (
+        resharded(model),
         evaluation_mode(model),
         torch.random.fork_rng(devices),
         torch.inference_mode(False),

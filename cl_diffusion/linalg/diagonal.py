@@ -13,6 +13,7 @@ from cl_diffusion.linalg import parameters
 from cl_diffusion.linalg.operator import Operator, Step, check_factor, steps_by_name
 from cl_diffusion.linalg.parameters import Parameters
 from cl_diffusion.linalg.provenance import Provenance
+from cl_diffusion.linalg.shards import largest, local, summed
 
 
 class Diagonal(Operator):
@@ -30,7 +31,8 @@ class Diagonal(Operator):
 
     def __init__(self, values: Mapping[str, Tensor], provenance: Provenance | None = None) -> None:
         for name, value in values.items():
-            low, high = value.aminmax() if value.numel() else (value.new_zeros(()), value.new_zeros(()))
+            own = local(value)
+            low, high = own.aminmax() if own.numel() else (own.new_zeros(()), own.new_zeros(()))
             if not (low >= 0 and high < float("inf")):
                 raise ValueError(
                     f"values[{name!r}] ranges over [{low.item():g}, {high.item():g}]; expected finite and >= 0"
@@ -65,11 +67,12 @@ class Diagonal(Operator):
 
     @override
     def trace(self) -> Tensor:
-        return torch.stack([value.sum(dtype=torch.float64) for value in self.values.values()]).sum()
+        own = torch.stack([local(value).sum(dtype=torch.float64) for value in self.values.values()]).sum()
+        return summed(own, self.values.values())
 
     @override
     def largest_eigenvalue(self) -> float:
-        return max((float(value.max()) for value in self.values.values() if value.numel()), default=0.0)
+        return max((largest(value) for value in self.values.values() if value.numel()), default=0.0)
 
     @override
     def scaled(self, factor: float) -> Diagonal:

@@ -13,6 +13,7 @@ from cl_diffusion.linalg import parameters
 from cl_diffusion.linalg.operator import Operator, Step, check_factor, steps_by_name
 from cl_diffusion.linalg.parameters import Parameters
 from cl_diffusion.linalg.provenance import Provenance
+from cl_diffusion.linalg.shards import dealt_as, local, summed
 
 
 class LowRank(Operator):
@@ -80,7 +81,7 @@ class LowRank(Operator):
     @override
     def diagonal(self) -> Parameters:
         return {
-            name: torch.tensordot(self.values.to(columns.dtype), columns.square(), dims=1)
+            name: _mixed(self.values.to(columns.dtype), columns, columns_squared=True)
             for name, columns in self.vectors.items()
         }
 
@@ -106,7 +107,7 @@ class LowRank(Operator):
         kept = self.values.argsort(descending=True)[:rank]
         if len(kept) == self.rank:
             return self, 0.0
-        vectors = {name: columns[kept] for name, columns in self.vectors.items()}
+        vectors = {name: dealt_as(local(columns)[kept], columns) for name, columns in self.vectors.items()}
         operator = LowRank(vectors, self.values[kept], self.provenance)
         return operator, float(self.trace() - operator.trace())
 
@@ -126,16 +127,13 @@ class LowRank(Operator):
     def _coordinates(self, vector: Mapping[str, Tensor]) -> Tensor:
         """``U^T v``: float64 ``(k,)``."""
         selected = parameters.select(vector, self.vectors)
-        flat = {name: parameters.flat_rows(columns) for name, columns in self.vectors.items()}
-        parts = [rows @ selected[name].reshape(-1).to(rows.dtype) for name, rows in flat.items()]
-        return torch.stack(parts).sum(0, dtype=torch.float64)
+        flat = {name: parameters.flat_rows(local(columns)) for name, columns in self.vectors.items()}
+        parts = [rows @ local(selected[name]).reshape(-1).to(rows.dtype) for name, rows in flat.items()]
+        return summed(torch.stack(parts).sum(0, dtype=torch.float64), self.vectors.values())
 
     def _expand(self, coordinates: Tensor) -> Parameters:
         """``U c``."""
-        return {
-            name: torch.tensordot(coordinates.to(columns.dtype), columns, dims=1)
-            for name, columns in self.vectors.items()
-        }
+        return {name: _mixed(coordinates.to(columns.dtype), columns) for name, columns in self.vectors.items()}
 
 
 def _widened(vectors: Mapping[str, Tensor]) -> Parameters:
@@ -164,9 +162,10 @@ def _orthonormal(vectors: Parameters) -> bool:
 
 def _gram(vectors: Parameters, steps: Mapping[str, float] | None = None) -> Tensor:
     """``V^T V``, or ``V^T D V`` with a step a parameter: float64 ``(k, k)``."""
-    flat = {name: parameters.flat_rows(columns).double() for name, columns in vectors.items()}
+    flat = {name: parameters.flat_rows(local(columns)).double() for name, columns in vectors.items()}
     weights = dict.fromkeys(flat, 1.0) if steps is None else steps
-    return torch.stack([weights[name] * (columns @ columns.T) for name, columns in flat.items()]).sum(0)
+    own = torch.stack([weights[name] * (columns @ columns.T) for name, columns in flat.items()]).sum(0)
+    return summed(own, vectors.values())
 
 
 def _decomposed(vectors: Parameters, values: Tensor) -> tuple[Parameters, Tensor]:
@@ -182,9 +181,15 @@ def _decomposed(vectors: Parameters, values: Tensor) -> tuple[Parameters, Tensor
     order = eigenvalues.argsort(descending=True)
     mixing = mixing[:, order].T
     return (
-        {name: torch.tensordot(mixing, columns.double(), dims=1).to(dtype) for name, columns in vectors.items()},
+        {name: _mixed(mixing, columns.double()).to(dtype) for name, columns in vectors.items()},
         eigenvalues[order].clamp(min=0.0),
     )
+
+
+def _mixed(coefficients: Tensor, columns: Tensor, columns_squared: bool = False) -> Tensor:
+    """Sums of the columns, or of their squares, with coefficients ``(..., k)``."""
+    own = local(columns).square() if columns_squared else local(columns)
+    return dealt_as(torch.tensordot(coefficients, own, dims=1), columns)
 
 
 def _tolerance(dtype: torch.dtype) -> float:

@@ -17,6 +17,7 @@ from cl_diffusion.linalg.low_rank import LowRank
 from cl_diffusion.linalg.operator import Operator, Step, check_factor, steps_by_name
 from cl_diffusion.linalg.parameters import Parameters
 from cl_diffusion.linalg.provenance import Provenance
+from cl_diffusion.linalg.shards import dealt_as, local
 
 
 class OperatorSum(Operator):
@@ -110,16 +111,17 @@ def total(operators: Sequence[Operator], provenance: Provenance | None = None) -
 
 def _stacked(operators: Sequence[LowRank]) -> Parameters:
     """All columns, with zeros in the parameters that an operator does not know."""
-    like = {name: columns[0] for operator in operators for name, columns in operator.vectors.items()}
-    return {
-        name: torch.cat(
-            [
-                operator.vectors[name] if name in operator.vectors else zero.new_zeros((operator.rank, *zero.shape))
-                for operator in operators
-            ]
-        )
-        for name, zero in like.items()
-    }
+    like = {name: columns for operator in operators for name, columns in operator.vectors.items()}
+
+    def stacked(name: str) -> Tensor:
+        zero = local(like[name])
+        parts = [
+            local(each.vectors[name]) if name in each.vectors else zero.new_zeros((each.rank, *zero.shape[1:]))
+            for each in operators
+        ]
+        return dealt_as(torch.cat(parts), like[name])
+
+    return {name: stacked(name) for name in like}
 
 
 def _added(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Parameters:

@@ -8,19 +8,22 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor
 
+from cl_diffusion.linalg.shards import local, summed
+
 Parameters = dict[str, Tensor]
 
 
 def inner(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Tensor:
     """The inner product ``sum_i a_i b_i`` over all entries: a float64 scalar on the vectors' device."""
     left, right = _aligned(a, b)
-    products = [_dot(x.reshape(-1), y.reshape(-1)) for x, y in zip(left, right, strict=True)]
-    return torch.stack(products).sum(dtype=torch.float64)
+    products = [_dot(local(x).reshape(-1), local(y).reshape(-1)) for x, y in zip(left, right, strict=True)]
+    return summed(torch.stack(products).sum(dtype=torch.float64), left)
 
 
 def norm(a: Mapping[str, Tensor]) -> Tensor:
     """The Euclidean norm over all entries: a float64 scalar on the vector's device."""
-    return torch.stack(torch._foreach_norm(list(a.values()))).double().square().sum().sqrt()
+    norms = torch._foreach_norm([local(tensor) for tensor in a.values()])
+    return summed(torch.stack(norms).double().square().sum(), a.values()).sqrt()
 
 
 def subtract(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Parameters:

@@ -14,6 +14,7 @@ from cl_diffusion.linalg.masked import masked, released
 from cl_diffusion.linalg.operator_sum import OperatorSum, total
 from cl_diffusion.linalg.parameters import Parameters
 from cl_diffusion.linalg.quadratic import Quadratic, decayed, merge, truncated
+from cl_diffusion.linalg.shards import largest, local, wholes
 from cl_diffusion.linalg.sweep import add_gradients_
 
 Memory = Literal["merged", "separate", "online"]
@@ -27,7 +28,8 @@ class Penalty:
     F_k)`` at the newest anchor (Schwarz et al. 2018, 1805.06370). Diagonals are always merged: the same gradient, at
     constant cost.
 
-    Terms are kept on the CPU; ``working`` gives them as a step reads them. ``names`` are the parameters that are held.
+    Terms are kept on the CPU, sharded ones where they are; ``working`` gives them as a step reads them.
+    ``names`` are the parameters that are held.
 
     Args:
         memory: ``"merged"``, ``"separate"`` or ``"online"``.
@@ -87,6 +89,10 @@ class Penalty:
         self.terms = [kept for kept, _ in cut]
         return sum(trace for _, trace in cut)
 
+    def deal_out(self, theta: Mapping[str, Tensor]) -> None:
+        """Keep what came whole from a checkpoint in shards like those of ``theta``."""
+        self.terms = [term.dealt_out(theta) for term in self._terms]
+
     def release(self, keep: Mapping[str, Tensor]) -> None:
         """Hold no longer the entries that are False in ``keep``: ``F_k`` becomes ``M F_k M``, by parameter.
 
@@ -128,7 +134,7 @@ class Penalty:
         known = [name for name in term.operator.names if name in steps]
         with torch.autocast(theta[term.operator.names[0]].device.type, enabled=False):
             solved = term.prox(theta, steps)
-        torch._foreach_copy_([theta[name] for name in known], [solved[name] for name in known])
+        torch._foreach_copy_([local(theta[name]) for name in known], [local(solved[name]) for name in known])
 
     def curvature(self, names: frozenset[str]) -> float:
         """A lower bound of the largest eigenvalue of ``sum_k F_k``, restricted to some parameters.
@@ -141,7 +147,7 @@ class Penalty:
             for term in self._terms:
                 for name, values in term.operator.diagonal().items():
                     sums[name] = sums[name] + values if name in sums else values
-            entries = [(frozenset([name]), float(values.max())) for name, values in sums.items() if values.numel()]
+            entries = [(frozenset([name]), largest(values)) for name, values in sums.items() if values.numel()]
             low_rank = [t.operator for t in self._terms if isinstance(t.operator, LowRank)]
             whole = [t.operator for t in self._terms if not isinstance(t.operator, LowRank)]
             whole += [total(low_rank)] if low_rank else []
@@ -149,8 +155,9 @@ class Penalty:
         return max((bound for needed, bound in self._bounds if needed <= names), default=0.0)
 
     def state(self) -> dict[str, Any]:
-        """Tensors and plain values, for a checkpoint."""
-        return {"memory": self.memory, "gamma": self.gamma, "terms": [term.state() for term in self._terms]}
+        """Tensors and plain values, for a checkpoint; whole tensors, for which every process has to ask."""
+        terms = [wholes(term.state()) for term in self._terms]
+        return {"memory": self.memory, "gamma": self.gamma, "terms": terms}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """The inverse of ``state``.

@@ -19,6 +19,7 @@ from cl_diffusion.linalg.low_rank import LowRank
 from cl_diffusion.linalg.operator import Operator, Step
 from cl_diffusion.linalg.operator_sum import total
 from cl_diffusion.linalg.parameters import Parameters
+from cl_diffusion.linalg.shards import dealt_out, is_sharded
 from cl_diffusion.linalg.storage import operator_from_state
 
 
@@ -73,9 +74,27 @@ class Quadratic:
         return parameters.subtract(parameters.select(theta, names), parameters.select(self.anchor, names))
 
     def to(self, device: torch.device) -> Quadratic:
-        """The same quadratic on another device."""
+        """The same quadratic on another device; a sharded one stays where it is."""
+        if is_sharded(self.anchor):
+            return self
         moved = tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, self.state())
         return self.from_state(moved)
+
+    def dealt_out(self, theta: Mapping[str, Tensor]) -> Quadratic:
+        """The same in shards like those of ``theta``."""
+        like = {name: theta[name] for name in self.operator.names}
+        if not is_sharded(like):
+            return self
+        device = next(iter(like.values())).device
+
+        def dealt(part: Any) -> Any:
+            if isinstance(part, Mapping):
+                return {name: dealt_out(tensor, like[name]) for name, tensor in part.items() if name in like}
+            return part.to(device) if isinstance(part, Tensor) else part
+
+        state = self.state()
+        vectors: dict[str, Any] = {key: dealt(state[key]) for key in ("anchor", "slope") if key in state}
+        return self.from_state({**state, **vectors, "tensors": {k: dealt(v) for k, v in state["tensors"].items()}})
 
     def read_by(self, theta: Mapping[str, Tensor]) -> Quadratic:
         """The same where ``theta`` is; a diagonal one also rounded to each parameter's precision, single at least.
@@ -181,11 +200,12 @@ def _summed(old: Quadratic, new: Quadratic) -> Quadratic:
 def _completed(term: Quadratic) -> Quadratic:
     """The same without a slope: anchored at ``anchor - b / F``. Where ``F`` is zero or denormal the anchor stays."""
     assert term.slope is not None
-    constant, anchor = term.constant, dict(term.anchor)
-    for name, values in term.operator.diagonal().items():
-        shift = torch.where(values < torch.finfo(torch.float32).tiny, 0.0, term.slope[name] / values)
-        anchor[name] = anchor[name] - shift
-        constant -= 0.5 * float((term.slope[name] * shift).sum())
+    shifts = {
+        name: torch.where(values < torch.finfo(torch.float32).tiny, 0.0, term.slope[name] / values)
+        for name, values in term.operator.diagonal().items()
+    }
+    constant = term.constant - 0.5 * float(parameters.inner(parameters.select(term.slope, shifts), shifts))
+    anchor = {name: t - shifts[name] if name in shifts else t for name, t in term.anchor.items()}
     return Quadratic(term.operator, anchor, constant)
 
 

@@ -13,6 +13,7 @@ from cl_diffusion.linalg.identity import Identity
 from cl_diffusion.linalg.low_rank import LowRank
 from cl_diffusion.linalg.parameters import Parameters
 from cl_diffusion.linalg.quadratic import Quadratic
+from cl_diffusion.linalg.shards import local, summed
 
 PIECE = 2**18
 """Entries of a piece on a CPU: intermediate results of one stay in cache. An accelerator takes everything at once."""
@@ -45,8 +46,9 @@ class _Sweep:
     def __init__(
         self, terms: Sequence[Quadratic], gradients: Parameters, theta: Mapping[str, Tensor], factor: float
     ) -> None:
-        self.gradients = gradients
-        self.theta = theta
+        self.gradients = {name: local(tensor) for name, tensor in gradients.items()}
+        self.theta = {name: local(tensor) for name, tensor in theta.items()}
+        self.shared = [theta[terms[0].operator.names[0]]]  # by processes, where it is sharded
         self.factor = factor
         self.elementwise = [term for term in terms if isinstance(term.operator, (Diagonal, Identity))]
         self.low_rank = [(term, term.operator) for term in terms if isinstance(term.operator, LowRank)]
@@ -65,7 +67,7 @@ class _Sweep:
             for (term, operator), parts in zip(self.low_rank, coordinates, strict=True):
                 parts.extend(self._coordinates(term, operator, self._part(piece, term)))
         weights = [
-            self.factor * operator.values * torch.stack(parts).sum(0, dtype=torch.float64)
+            self.factor * operator.values * summed(torch.stack(parts).sum(0, dtype=torch.float64), self.shared)
             for (_, operator), parts in zip(self.low_rank, coordinates, strict=True)
         ]
         for piece in plan if self.low_rank else ():
@@ -140,10 +142,11 @@ class _Sweep:
 
 
 def _cut(vector: Mapping[str, Tensor], piece: Piece) -> list[Tensor]:
-    return [vector[name] if part is None else vector[name].reshape(-1)[part] for name, part in piece]
+    own = [(local(vector[name]), part) for name, part in piece]
+    return [tensor if part is None else tensor.reshape(-1)[part] for tensor, part in own]
 
 
 def _cut_columns(operator: LowRank, piece: Piece) -> list[Tensor]:
     """``(k, entries)`` of each part."""
-    flat = [(parameters.flat_rows(operator.vectors[name]), part) for name, part in piece]
+    flat = [(parameters.flat_rows(local(operator.vectors[name])), part) for name, part in piece]
     return [columns if part is None else columns[:, part] for columns, part in flat]

@@ -11,7 +11,7 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch.utils.data import DataLoader, DistributedSampler
 
 from cl_diffusion.callbacks import EWC, MAS, L2Init, Regularizer, SynapticIntelligence
-from cl_diffusion.fisher import DiagonalFisher, MeanGradientFisher
+from cl_diffusion.fisher import DiagonalFisher, MeanGradientFisher, SketchedDiagonalFisher
 from tests.callbacks.stranger import Regression, loader, trainer, weights
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
@@ -70,12 +70,28 @@ def test_two_processes_are_one(kind: str, tmp_path: Path) -> None:
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("strategy", [FSDPStrategy(), ModelParallelStrategy()], ids=["FSDP", "FSDP2"])
-@pytest.mark.parametrize("regularizer", [EWC(DiagonalFisher()), L2Init()], ids=["EWC", "L2Init"])
-def test_sharded_parameters_are_refused_before_training(strategy: Any, regularizer: Regularizer) -> None:
+@pytest.mark.parametrize("regularizer", [EWC(SketchedDiagonalFisher()), L2Init(), SynapticIntelligence()])
+def test_strategies_that_wrap_the_module_are_refused_before_training(regularizer: Regularizer) -> None:
     fitting = trainer(regularizer)
-    fitting._accelerator_connector.strategy = strategy
-    with pytest.raises(ValueError, match="shards the parameters, and .* needs them whole.*use strategy='ddp'"):
+    fitting._accelerator_connector.strategy = FSDPStrategy()
+    with pytest.raises(ValueError, match="FSDPStrategy shards .* needs them whole.*use strategy='ddp'"):
+        regularizer.setup(fitting, Regression(), "fit")
+
+
+@pytest.mark.parametrize(
+    ("regularizer", "named"),
+    [
+        (EWC(DiagonalFisher()), "diagonal of EWC takes gradients of single samples.*use SketchedDiagonalFisher"),
+        (EWC(MeanGradientFisher()), "mean gradient, optimal coefficient of EWC"),
+        (EWC(SketchedDiagonalFisher(), "auto"), "diagonal of EWC"),
+        (MAS(output=lambda module, batch: module.net(batch[0])), "of MAS"),
+        (SynapticIntelligence(), "SynapticIntelligence needs them whole"),
+    ],
+)
+def test_shards_are_refused_where_they_will_not_do(regularizer: Regularizer, named: str) -> None:
+    fitting = trainer(regularizer)
+    fitting._accelerator_connector.strategy = ModelParallelStrategy()
+    with pytest.raises(ValueError, match=f"ModelParallelStrategy shards the parameters, and .*{named}"):
         regularizer.setup(fitting, Regression(), "fit")
 
 

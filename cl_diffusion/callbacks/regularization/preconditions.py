@@ -9,6 +9,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 
+from cl_diffusion.fisher import FisherEstimator
+from cl_diffusion.fisher.estimator import NEEDS_WHOLE
 from cl_diffusion.linalg import parameters
 
 
@@ -18,17 +20,32 @@ class Named(Protocol):
     name: str
 
 
-def refuse_sharded(trainer: Trainer, regularizer: str) -> None:
-    """Refuse a strategy under which a process has only a shard of the parameters.
+def refuse_sharded(trainer: Trainer, regularizer: str, estimators: Sequence[FisherEstimator] | None = None) -> None:
+    """Refuse a strategy under which a process has only a shard of the parameters, where they are needed whole.
+
+    Under ``ModelParallelStrategy`` (FSDP2) a regulariser can do with shards whose ``estimators`` do; None never does.
 
     Raises:
-        ValueError: names the strategy and what to use.
+        ValueError: names the strategy, and what to use.
     """
-    if isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy)):
+    strategy = type(trainer.strategy).__name__
+    if isinstance(trainer.strategy, ModelParallelStrategy) and estimators is not None:
+        if needing := [estimator.name for estimator in estimators if not estimator.takes_sums_alone]:
+            raise ValueError(
+                f"strategy={strategy} shards the parameters, and {needing[0]} of {regularizer} {NEEDS_WHOLE}; or "
+                "strategy='ddp'"
+            )
+        mesh = trainer.strategy._device_mesh
+        if mesh is not None and mesh["tensor_parallel"].size() > 1:
+            raise ValueError(
+                f"strategy={strategy} has {mesh['tensor_parallel'].size()} processes in tensor_parallel_size, and "
+                f"{regularizer} knows parameters that all processes shard; give it data_parallel_size="
+                f"{trainer.world_size}, tensor_parallel_size=1 ('auto' is one process a node)"
+            )
+    elif isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy)):
         raise ValueError(
-            f"strategy={type(trainer.strategy).__name__} shards the parameters, and {regularizer} needs them whole: "
-            "per-sample gradients cannot be had from shards, and a checkpoint would hold the first process's shard of "
-            "the anchors alone; use strategy='ddp'"
+            f"strategy={strategy} shards the parameters, and {regularizer} needs them whole; use strategy='ddp'"
+            + (", or ModelParallelStrategy (FSDP2)" if estimators is not None else "")
         )
 
 

@@ -27,6 +27,7 @@ from cl_diffusion.callbacks.regularization.strength import Strength, as_strength
 from cl_diffusion.callbacks.task import TaskCallback
 from cl_diffusion.fisher import FisherEstimator
 from cl_diffusion.fisher.gradient import Loss
+from cl_diffusion.fisher.sharded import reshard
 from cl_diffusion.linalg import Memory, Operator, Parameters, Penalty, Quadratic, parameters
 
 Mode = Literal["gradient", "proximal"]
@@ -109,6 +110,9 @@ class Regularizer(TaskCallback):
         """What is remembered."""
         return self.penalty.terms
 
+    shards: bool = True
+    """Whether sharded parameters will do, given the estimators' consent."""
+
     @abstractmethod
     def importance(self, trainer: Trainer, pl_module: LightningModule, task: int) -> Operator | None:
         """``F_k`` of the task that has just ended, at the current weights; None where nothing is remembered then."""
@@ -139,14 +143,15 @@ class Regularizer(TaskCallback):
         super().setup(trainer, pl_module, stage)
         require_names_of_their_own(_all(trainer))
         if self.enabled and stage == "fit":
-            refuse_sharded(trainer, type(self).__name__)
+            estimators = [estimator for estimator, _ in self.estimates(pl_module)]  # refuses a module without the loss
+            refuse_sharded(trainer, type(self).__name__, estimators if self.shards else None)
             refuse_several_proximal([other.name for other in _active(trainer) if other.mode == "proximal"])
-            self.estimates(pl_module)  # refuses a module that has not the loss for them
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         require_parameters(self.held(), pl_module, self._called, self.excluding)
+        self.penalty.deal_out(dict(pl_module.named_parameters()))
         if self.enabled:
             warn_of_idle_patterns(self.patterns(), pl_module, self._called)
         self._tried = False
@@ -195,6 +200,7 @@ class Regularizer(TaskCallback):
         scaled, figures = self.strength.matched(
             operator, lambda other: estimate_on_task(trainer, pl_module, other, task, label="Trace")
         )
+        reshard(pl_module)
         weights = dict(pl_module.named_parameters()) if anchor is None else anchor
         kept, before = parameters.clone(parameters.select(weights, operator.names)), self.terms
         dropped = self.penalty.remember(Quadratic(scaled, kept))

@@ -38,6 +38,8 @@ class SynapticIntelligence(Regularizer):
         ValueError: ``damping`` is not positive.
     """
 
+    shards = False
+
     def __init__(
         self,
         strength: float | Literal["auto"] | Strength = 1.0,
