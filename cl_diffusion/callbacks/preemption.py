@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import distributed
 from typing_extensions import override
 
-from cl_diffusion.callbacks.task_checkpoint import between_steps, checkpoint_folder, write_checkpoint
+from cl_diffusion.callbacks.task_checkpoint import between_steps, checkpoint_folder, refuse_folders, write_checkpoint
 from cl_diffusion.fisher.population import world_size
 
 
@@ -69,6 +69,10 @@ class Preemption(Checkpoint):
         self._before: dict[signal.Signals, Any] = {}
         self._group: Any = None
         self._timer: threading.Timer | None = None
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        refuse_folders(trainer, type(self).__name__)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -49,6 +49,11 @@ class TaskCheckpoint(TaskCallback, Checkpoint):
         self._saved = 0  # the step that was saved last
 
     @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        refuse_folders(trainer, type(self).__name__)
+
+    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         self._saved = trainer.global_step
@@ -88,6 +93,24 @@ class TaskCheckpoint(TaskCallback, Checkpoint):
         """Write a checkpoint into the folder; every process takes part."""
         write_checkpoint(trainer, checkpoint_folder(trainer, self.dirpath) / name)
         self._saved = trainer.global_step
+
+
+def refuse_folders(trainer: Trainer, callback: str) -> None:
+    """Refuse a strategy that writes a checkpoint as a folder of shards, which is neither replaced at once nor whole.
+
+    Raises:
+        ValueError: names the argument of the strategy.
+    """
+    strategy: Any = trainer.strategy
+    folders = {
+        "save_distributed_checkpoint=False": getattr(strategy, "_save_distributed_checkpoint", False),
+        "state_dict_type='full'": getattr(strategy, "_state_dict_type", None) == "sharded",
+    }
+    for argument in (argument for argument, asked in folders.items() if asked):
+        raise ValueError(
+            f"strategy={type(strategy).__name__} writes checkpoints as folders, one file a process, and {callback} "
+            f"replaces one whole file by another; give the strategy {argument}"
+        )
 
 
 def checkpoint_folder(trainer: Trainer, dirpath: str | None = None) -> Path:

@@ -18,7 +18,7 @@ from cl_diffusion.data.permutation import Purpose, keyed_generator
 from cl_diffusion.data.replay_source import OldTasks, Pool, ReplaySource, of_labels
 from cl_diffusion.data.selection import Samples
 from cl_diffusion.diffusion.samplers import Sampler
-from cl_diffusion.shared_drawing import drawn_by_all
+from cl_diffusion.shared_work import drawn_by_all
 
 
 class GenerativeReplay(ReplaySource):

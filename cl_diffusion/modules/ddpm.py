@@ -21,6 +21,7 @@ from cl_diffusion.diffusion.samplers import DDIMSampler, Sampler
 from cl_diffusion.fisher import OutputLoss, SquaredError
 from cl_diffusion.keys import KeyedBatch, derive_keys, keyed_uniform
 from cl_diffusion.modules.seeded_steps import SeededSteps
+from cl_diffusion.modules.sharded_network import shard_network
 from cl_diffusion.plain_hyperparameters import PlainHyperparameters
 from cl_diffusion.stream import ReplayBatch
 
@@ -34,7 +35,8 @@ class DDPM(PlainHyperparameters, SeededSteps):
     ``per_sample_loss``: the squared error of the prediction, mean over elements, at one uniform timestep a sample. A
     ``ReplayBatch`` is one batch of both its parts.
 
-    Training steps are seeded (``SeededSteps``): a resumed fit draws what the uninterrupted one does.
+    Training steps are seeded (``SeededSteps``): a resumed fit draws what the uninterrupted one does. Under
+    ``ModelParallelStrategy`` (FSDP2) the network is sharded.
 
     Args:
         network: a diffusers 2-D model, or any module called as ``network(x_t, t, y)``.
@@ -211,6 +213,11 @@ class DDPM(PlainHyperparameters, SeededSteps):
         return self.sample(batch, generator=generator), batch
 
     @override
+    def configure_model(self) -> None:
+        """Shard the network, under ``ModelParallelStrategy``."""
+        shard_network(self.denoiser.network, self.device_mesh)
+
+    @override
     def configure_optimizers(self) -> Any:
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
         optimizer = self._optimizer(parameters) if self._optimizer else torch.optim.Adam(parameters, lr=2e-4)
@@ -227,7 +234,8 @@ class DDPM(PlainHyperparameters, SeededSteps):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         self.image_shape = checkpoint.get("image_shape") or self.image_shape
-        _check_same_architecture(dict(self.state_dict()), checkpoint["state_dict"])
+        if "state_dict" in checkpoint:  # into shards the strategy has loaded it by now, each weight in its place
+            _check_same_architecture(dict(self.state_dict()), checkpoint["state_dict"])
 
     def _some_dropped(self, labels: Tensor, keys: Tensor | None) -> Tensor:
         assert self.denoiser.null_class is not None
@@ -251,7 +259,7 @@ class DDPM(PlainHyperparameters, SeededSteps):
         Not from within the step: the number of tasks grows during a fit, and Lightning fixes a logged name's loader.
         """
         for task, mean in sorted(self._task_losses.items()):
-            self.log(f"{name}/task_{task + 1}", mean.compute())
+            self.log(f"{name}/task_{task + 1}", mean.compute(), sync_dist=True)
         self._task_losses.clear()
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from cl_diffusion.averaged_weights import averaged_weights
 from cl_diffusion.stream import ReplayBatch, TaskStream
@@ -107,8 +108,17 @@ class DistillationMixin(_Base):
         return share * loss + rest * self.old_strength * old.mean()
 
     def on_train_start(self) -> None:
-        """The teacher of a checkpoint, to where the student is; or the one that the checkpoint missed."""
+        """The teacher of a checkpoint, to where the student is; or the one that the checkpoint missed.
+
+        Raises:
+            ValueError: the student is sharded, and a teacher is to be kept.
+        """
         super().on_train_start()
+        if self._keeps_teacher and any(isinstance(part, FSDPModule) for part in self.student.modules()):
+            raise ValueError(
+                f"{type(self).__name__} keeps a teacher, a copy of its student, and of a sharded one there is no copy; "
+                "use strategy='ddp', or a rehearsal without a teacher (NoiseRehearsal)"
+            )
         self._catch_up()
         if self._teacher is not None:
             self._teacher.to(self.device)

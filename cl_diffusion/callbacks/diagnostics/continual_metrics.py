@@ -20,12 +20,13 @@ from cl_diffusion.callbacks.diagnostics.sample_grid import log_grid
 from cl_diffusion.callbacks.task import TaskCallback, task_stream
 from cl_diffusion.diffusion.samplers import Sampler
 from cl_diffusion.evaluation_mode import evaluation_mode
+from cl_diffusion.fisher.sharded import resharded
 from cl_diffusion.keys import derive_keys
 from cl_diffusion.metrics.continual_matrix import ContinualMatrix
 from cl_diffusion.metrics.generation_quality import GenerationQuality, higher_is_better
 from cl_diffusion.metrics.reference_classifier import trained_reference
 from cl_diffusion.progress import track
-from cl_diffusion.shared_drawing import drawn_by_all
+from cl_diffusion.shared_work import drawn_by_all, share_of_work
 from cl_diffusion.stream import TaskStream
 
 
@@ -41,7 +42,8 @@ class ContinualMetrics(TaskCallback):
     and without it.
 
     Images and figures are of averaged weights where a ``WeightAveraging`` callback keeps some, as a checkpoint's are.
-    Processes share the work, images by the chunk, and come to the same figures; the first one writes them.
+    Processes share the work, images by the chunk, and come to the same figures; the first one writes them. (Where
+    parameters are sharded each does all of it, as a forward takes all of them.)
 
     Args:
         images_per_class: how many images of each class are drawn.
@@ -116,6 +118,7 @@ class ContinualMetrics(TaskCallback):
         drawn: list[tuple[Tensor, Tensor]] = []
         with (
             averaged_weights(trainer),
+            resharded(pl_module),
             evaluation_mode(pl_module),
             torch.no_grad(),
             torch.random.fork_rng(devices),
@@ -167,7 +170,8 @@ class ContinualMetrics(TaskCallback):
         total = torch.zeros(2, 1 + len(names), dtype=torch.float64)  # of the losses, and how many
         passes = track(trainer, range(self.loss_draws), f"loss of task {task + 1}")
         every = ((draw, item) for draw in passes for item in keyed(stream.evaluation_dataloader(task)))
-        for draw, item in islice(every, trainer.global_rank, None, trainer.world_size):
+        mine, shares = share_of_work(trainer)
+        for draw, item in islice(every, mine, None, shares):
             ((batch, indices),) = TransferredBatches(trainer, [item])
             if callable(getattr(pl_module, "draw", None)):
                 batch = pl_module.draw(batch, derive_keys(self.seed, indices, draw))
@@ -178,7 +182,7 @@ class ContinualMetrics(TaskCallback):
                 inside += [position == number for number in range(len(names))]
             total[0] += torch.stack([losses[members].sum() for members in inside])
             total[1] += torch.stack([members.sum() for members in inside])
-        if trainer.world_size > 1:
+        if shares > 1:
             total = trainer.strategy.reduce(total.to(pl_module.device), reduce_op="sum").cpu()
         figures = zip(["denoising_loss", *names], *total.tolist(), strict=True)
         return {name: loss / number for name, loss, number in figures if number}

@@ -16,6 +16,7 @@ from cl_diffusion.callbacks.diagnostics.audit_pictures import draw_audit
 from cl_diffusion.callbacks.diagnostics.audit_record import AuditRecord, described
 from cl_diffusion.callbacks.diagnostics.audit_sources import FEWEST, AuditSources, takes_band, task_batches
 from cl_diffusion.callbacks.diagnostics.audited_checkpoint import displacement, learned, progress
+from cl_diffusion.callbacks.regularization.preconditions import refuse_sharded
 from cl_diffusion.callbacks.regularization.unrecorded import unrecorded
 from cl_diffusion.callbacks.task import TaskCallback, task_stream
 from cl_diffusion.diffusion import SNRBands
@@ -138,6 +139,7 @@ class FisherAudit(TaskCallback):
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
+        refuse_sharded(trainer, type(self).__name__)
         self._tried = False
         self._bands(pl_module)
         stream = task_stream(trainer)

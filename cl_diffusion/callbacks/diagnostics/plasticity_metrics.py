@@ -18,6 +18,7 @@ from typing_extensions import override
 
 from cl_diffusion.callbacks.plasticity.processes import all_processes
 from cl_diffusion.callbacks.plasticity.watched_units import FindsUnits, watched_units
+from cl_diffusion.callbacks.regularization.preconditions import refuse_sharded
 from cl_diffusion.callbacks.task import TaskCallback, task_stream
 from cl_diffusion.metrics.plasticity import effective_rank, stable_rank
 from cl_diffusion.plasticity.chains import FIRING
@@ -72,6 +73,11 @@ class PlasticityMetrics(TaskCallback):
         self._update: dict[str, float] = {}
         self._looked: dict[str, dict[str, Tensor]] = {}  # of a checkpoint
         self._handles: list[RemovableHandle] = []
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        refuse_sharded(trainer, type(self).__name__)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

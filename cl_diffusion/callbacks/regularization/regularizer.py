@@ -151,6 +151,7 @@ class Regularizer(TaskCallback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         require_parameters(self.held(), pl_module, self._called, self.excluding)
+        reshard(pl_module)
         self.penalty.deal_out(dict(pl_module.named_parameters()))
         if self.enabled:
             warn_of_idle_patterns(self.patterns(), pl_module, self._called)

@@ -1,4 +1,4 @@
-"""Images that several processes draw together."""
+"""What several processes do together: each its share of the work."""
 
 from __future__ import annotations
 
@@ -6,9 +6,19 @@ from collections.abc import Callable, Sequence
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor
 
 from cl_diffusion.progress import track
+
+
+def share_of_work(trainer: Trainer) -> tuple[int, int]:
+    """Which share is this process's, and how many there are.
+
+    The whole of it where parameters are sharded, since each forward takes all processes.
+    """
+    sharded = isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy))
+    return (0, 1) if sharded else (trainer.global_rank, trainer.world_size)
 
 
 def drawn_by_all(
@@ -27,9 +37,12 @@ def drawn_by_all(
         description: for the progress bar.
     """
     module = trainer.lightning_module
+    mine, shares = share_of_work(trainer)
     images = torch.zeros(sum(sizes), *shape, device=module.device)
     chunks = images.split(list(sizes))
-    for number in track(trainer, range(trainer.global_rank, len(sizes), trainer.world_size), description):
+    for number in track(trainer, range(mine, len(sizes), shares), description):
         chunks[number].copy_(draw(number))
+    if shares == 1:
+        return images
     summed: Tensor = trainer.strategy.reduce(images, reduce_op="sum")  # each has drawn its own, and zeros elsewhere
     return summed
