@@ -10,6 +10,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torch.distributed.tensor import DTensor
 from typing_extensions import override
 
 from cl_diffusion.stream import TaskStream
@@ -46,6 +48,7 @@ class TaskCallback(Callback):
 
     Raises:
         ValueError: ``epochs_per_task`` is not positive, or is given where the data module already tells tasks apart.
+        FloatingPointError: a task ends with weights that are not finite.
         TypeError: the data module has some of what makes a ``TaskStream``, and not all of it.
     """
 
@@ -196,12 +199,25 @@ class TaskCallback(Callback):
     def _end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self._running is not None
         task, ended = self._running, self._ended
+        _refuse_diverged(pl_module, task)
         self._running, self._ended = None, task + 1  # as a checkpoint that is written by the hook must hold it
         try:
             self.on_task_end(trainer, pl_module, task)
         except BaseException:
             self._running, self._ended = task, ended
             raise
+
+
+def _refuse_diverged(module: LightningModule, task: int) -> None:
+    """Refuse to end a task whose weights nothing can be remembered or measured of."""
+    for name, weight in module.named_parameters():
+        mine: Tensor = weight.to_local() if isinstance(weight, DTensor) else weight  # of a sharded one
+        if mine.requires_grad and not bool(mine.isfinite().all()):
+            raise FloatingPointError(
+                f"task {task + 1} ends with weights that are not finite, first of parameter {name!r}: training has "
+                "diverged, or a batch held values that are not finite; lower the learning rate or the strength, and "
+                "go on from a checkpoint before"
+            )
 
 
 def _refuse_half_a_stream(datamodule: Any) -> None:
