@@ -235,8 +235,9 @@ class Samples:
     @torch.no_grad()
     def _num_outcomes(self, rows: Rows) -> int:
         if self._outcomes is None:
-            first = torch.arange(len(rows.indices)) == 0
-            output = self._loss.loss.output(self.population.model, select(rows, first).batch)
+            first = select(rows, torch.arange(len(rows.indices)) == 0).batch
+            with taken_by(self.population.model, first):
+                output = self._loss.loss.output(self.population.model, first)
             self._outcomes = int(self._loss.loss.criterion.num_outcomes(output))
         return self._outcomes
 
@@ -267,7 +268,8 @@ class Samples:
             position += len(found)
         name = next(name for name, tensor in vector.items() if not tensor.isfinite().all())
         raise FloatingPointError(
-            f"a sum of finite gradients overflows in parameter {name!r}; check whether training has diverged"
+            f"a sum of finite gradients overflows in parameter {name!r}, in a batch of {len(drawn.indices)} samples; "
+            "check them for values far out of range, or whether training has diverged"
         )
 
 
