@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from typing_extensions import override
 
+from cl_diffusion.arguments import is_whole
 from cl_diffusion.stream import TaskStream
 
 _passing: ContextVar[bool] = ContextVar("passing", default=False)
@@ -53,7 +54,7 @@ class TaskCallback(Callback):
     """
 
     def __init__(self, epochs_per_task: int | None = None) -> None:
-        if epochs_per_task is not None and (not isinstance(epochs_per_task, int) or epochs_per_task < 1):
+        if epochs_per_task is not None and not is_whole(epochs_per_task, 1):
             raise ValueError(f"epochs_per_task={epochs_per_task!r}; expected a positive number of epochs, or None")
         self.epochs_per_task = epochs_per_task
         self._running: int | None = None
