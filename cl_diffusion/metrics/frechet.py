@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -35,7 +36,7 @@ class FrechetDistance:
         """The distance of these images from the real ones.
 
         Raises:
-            ValueError: fewer than two images on a side.
+            ValueError: fewer than two images on a side, or features so large or not finite that there is no distance.
         """
         real = int(self._metric.real_features_num_samples)
         if min(real, len(generated)) < 2:
@@ -45,7 +46,13 @@ class FrechetDistance:
         self._metric.reset()
         for images in generated.split(512):
             self._metric.to(images.device).update(images, real=False)
-        return float(self._metric.compute())
+        distance = float(self._metric.compute())
+        if not math.isfinite(distance):
+            raise ValueError(
+                f"the Frechet distance of {len(generated)} generated images from {real} real ones is {distance}; "
+                "expected a finite number: look for images that are not finite or far out of [-1, 1]"
+            )
+        return distance
 
 
 def inception_distance() -> FrechetDistance | None:
