@@ -88,7 +88,7 @@ def check_task_arguments(
             raise ValueError(f"tasks={tasks}: expected at least one class in every task. Drop the empty ones.")
         _check_distinct("tasks", tasks, [label for task in tasks for label in task])
     if classes_per_task is not None and not is_whole(classes_per_task, 1):
-        raise ValueError(f"classes_per_task={classes_per_task}: expected a whole number, at least 1.")
+        raise ValueError(f"classes_per_task={classes_per_task}: expected at least 1, a whole number.")
     if classes is not None:
         if not classes:
             raise ValueError("classes=[]: expected at least one class, or None for all of them.")
