@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -62,6 +62,14 @@ class Named(Regression):
 
     def forward(self, x: Any) -> Any:
         return self.net(x[0] if isinstance(x, (list, tuple)) else x)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Where tables are written."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("fits"))
+        yield
 
 
 def batches(value: float, samples: int, constant: bool, size: int) -> DataLoader[Any]:
