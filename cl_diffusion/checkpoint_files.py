@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import pickle
 import zipfile
 from functools import cache
 from pathlib import Path
+from typing import Any
+
+import torch
 
 
 def checkpoints_by_age(folder: Path) -> list[Path]:
@@ -50,6 +54,29 @@ def require_whole(checkpoint: Path) -> None:
         else f"go on from {whole}, the newest that is whole"
     )
     raise ValueError(f"ckpt_path={str(checkpoint)!r} is damaged ({wrong}): {instead}")
+
+
+def plain_checkpoint(checkpoint: Path, argument: str = "ckpt_path") -> dict[str, Any]:
+    """What a checkpoint holds, tensors not yet read; no code of the file is run.
+
+    Args:
+        checkpoint: the file.
+        argument: by which it was given, for the message.
+
+    Raises:
+        ValueError: it is no checkpoint, or holds more than tensors and plain values.
+    """
+    try:
+        loaded = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        why = next((line for line in str(error).splitlines() if "Unsupported" in line or "GLOBAL" in line), str(error))
+        raise ValueError(
+            f"{argument}={str(checkpoint)!r} is no checkpoint of tensors and plain values, and nothing else is read "
+            f"({why.strip()[:200]}); give one that a fit of this package has written"
+        ) from error
+    if not isinstance(loaded, dict):
+        raise ValueError(f"{argument}={str(checkpoint)!r} holds a {type(loaded).__name__}; expected a checkpoint")
+    return loaded
 
 
 def replace_file(part: Path, path: Path) -> None:

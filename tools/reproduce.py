@@ -61,7 +61,7 @@ class Cell:
 
     def folder(self, out: Path) -> Path:
         """Of the run."""
-        return out / re.sub(r"[^\w+.]+", "_", self.name) / f"seed_{self.seed}"
+        return out / re.sub(r"^\.+|[^\w+.]+", "_", self.name) / f"seed_{self.seed}"
 
     def log(self, out: Path) -> Path:
         """Where the run's output goes."""

@@ -12,7 +12,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
+from cl_diffusion.arguments import is_whole
 from cl_diffusion.averaged_weights import restart_average
+from cl_diffusion.linalg.shards import local
 from cl_diffusion.stream import TaskStream
 
 _passing: ContextVar[bool] = ContextVar("passing", default=False)
@@ -50,11 +52,12 @@ class TaskCallback(Callback):
 
     Raises:
         ValueError: ``epochs_per_task`` is not positive, or is given where the data module already tells tasks apart.
+        FloatingPointError: a task ends with weights that are not finite.
         TypeError: the data module has some of what makes a ``TaskStream``, and not all of it.
     """
 
     def __init__(self, epochs_per_task: int | None = None) -> None:
-        if epochs_per_task is not None and (not isinstance(epochs_per_task, int) or epochs_per_task < 1):
+        if epochs_per_task is not None and not is_whole(epochs_per_task, 1):
             raise ValueError(f"epochs_per_task={epochs_per_task!r}; expected a positive number of epochs, or None")
         self.epochs_per_task = epochs_per_task
         self._running: int | None = None
@@ -204,12 +207,24 @@ class TaskCallback(Callback):
     def _end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self._running is not None
         task, ended = self._running, self._ended
+        _refuse_diverged(pl_module, task)
         self._running, self._ended = None, task + 1  # as a checkpoint that is written by the hook must hold it
         try:
             self.on_task_end(trainer, pl_module, task)
         except BaseException:
             self._running, self._ended = task, ended
             raise
+
+
+def _refuse_diverged(module: LightningModule, task: int) -> None:
+    """Refuse to end a task whose weights nothing can be remembered or measured of."""
+    for name, weight in module.named_parameters():
+        if weight.requires_grad and not bool(local(weight).isfinite().all()):
+            raise FloatingPointError(
+                f"task {task + 1} ends with weights that are not finite, first of parameter {name!r}: training has "
+                "diverged, or a batch held values that are not finite; lower the learning rate or the strength, and "
+                "go on from a checkpoint before"
+            )
 
 
 def _refuse_half_a_stream(datamodule: Any) -> None:

@@ -7,24 +7,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
-from cl_diffusion.checkpoint_files import require_whole
+from cl_diffusion.checkpoint_files import plain_checkpoint, require_whole
 
 
 def configuration_of(path: str) -> str:
     """Model and data of a checkpoint, as a configuration in JSON.
 
     Raises:
-        ValueError: there is no such file, it is damaged, or it was not written by a fit of this command.
+        ValueError: there is no such file, it is damaged or not plain, or not written by a fit of this command.
     """
     if not Path(path).is_file():
         raise ValueError(
             f"ckpt_path={path!r} is not a file; give the path of a checkpoint, such as runs/NAME/checkpoints/last.ckpt"
         )
     require_whole(Path(path))
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    checkpoint = plain_checkpoint(Path(path))
     model, data = checkpoint.get("hyper_parameters"), checkpoint.get("datamodule_hyper_parameters")
     if not model or not data or "_class_path" not in model:
         raise ValueError(

@@ -11,7 +11,7 @@ from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from typing_extensions import override
 
-from cl_diffusion.checkpoint_files import checkpoints_by_age, damage, require_whole
+from cl_diffusion.checkpoint_files import checkpoints_by_age, damage, plain_checkpoint, require_whole
 
 CONFIGURATION = "config.yaml"
 LAST = "last"
@@ -72,6 +72,7 @@ def claim(folder: Path, configuration: str, checkpoint: str | None, given: str |
         if not Path(checkpoint).is_file():
             raise ValueError(f"ckpt_path={checkpoint!r} is not a file; give the checkpoint to resume, or leave it out")
         require_whole(Path(checkpoint))
+        plain_checkpoint(Path(checkpoint))
     if not folder.exists() or not any(folder.iterdir()):
         return
     newest = newest_checkpoint(folder)

@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
+from cl_diffusion.arguments import is_whole
 from cl_diffusion.data.permutation import Purpose
 from cl_diffusion.data.replay_source import OldTasks, Pool, ReplaySource
 from cl_diffusion.data.selection import Samples
@@ -31,7 +32,7 @@ class Buffer(ReplaySource):
     """
 
     def __init__(self, images: int | None = None, bytes: int | None = None) -> None:
-        if (images is None) == (bytes is None) or min(images or 1, bytes or 1) < 1 or 0 in (images, bytes):
+        if (images is None) == (bytes is None) or not is_whole(images if bytes is None else bytes, 1):
             raise ValueError(f"images={images!r}, bytes={bytes!r}; expected one of them, a positive number")
         self.images = images
         self.bytes = bytes

@@ -54,6 +54,8 @@ def replay_order(pools: Sequence[Pool], length: int, seed: int, epoch: int) -> t
     order = torch.empty(length, dtype=torch.int64)
     for number, (_, samples) in enumerate(pools):
         mine = (turns == number).nonzero().flatten()
+        if not len(mine):  # a small share of a short epoch
+            continue
         generator = keyed_generator(seed, Purpose.REPLAY, epoch * len(pools) + number)
         order[mine] = images.starts[number] + _balanced(samples, len(mine), generator)
     return images, order

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from cl_diffusion.arguments import is_whole
 from cl_diffusion.data.images import ImageFormat, Shape
 from cl_diffusion.data.labelled import LabelledImages
 from cl_diffusion.data.permutation import Purpose, keyed_permutation
@@ -54,7 +55,9 @@ class Scenario:
             raise ValueError(f"holdout={self.holdout}: expected more than 0 and less than 1.")
         if not 0 < self.fraction <= 1:
             raise ValueError(f"fraction={self.fraction}: expected more than 0 and at most 1.")
-        if self.training_samples is not None and self.training_samples < 1:
+        if not is_whole(self.seed, -(2**63)):
+            raise ValueError(f"seed={self.seed!r}: expected a whole number.")
+        if self.training_samples is not None and not is_whole(self.training_samples, 1):
             raise ValueError(f"training_samples={self.training_samples}: expected at least 1, or None for all.")
         if self.dataset == "image_folder" and self.image_format.image_size is None:
             raise ValueError(

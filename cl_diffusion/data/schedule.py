@@ -9,6 +9,8 @@ from itertools import accumulate
 
 from lightning.pytorch import Trainer
 
+from cl_diffusion.arguments import is_whole
+
 
 @dataclass(frozen=True)
 class TaskSchedule:
@@ -29,14 +31,16 @@ class TaskSchedule:
         Raises:
             ValueError: if a list is not one entry a task, or a task gets no epoch.
         """
+        if not isinstance(epochs_per_task, (int, Sequence)):
+            raise ValueError(f"epochs_per_task={epochs_per_task!r}: expected a number of epochs, or one for each task.")
         epochs = (epochs_per_task,) * num_tasks if isinstance(epochs_per_task, int) else tuple(epochs_per_task)
         if len(epochs) != num_tasks:
             raise ValueError(f"epochs_per_task={epochs_per_task}: expected one entry for each of {num_tasks} tasks.")
         return cls(epochs, joint)
 
     def __post_init__(self) -> None:
-        if min(self.epochs, default=0) < 1:
-            raise ValueError(f"epochs_per_task={list(self.epochs)}: expected at least 1 for each task.")
+        if not self.epochs or not all(is_whole(epochs, 1) for epochs in self.epochs):
+            raise ValueError(f"epochs_per_task={list(self.epochs)}: expected at least 1 for each task, whole numbers.")
 
     @property
     def num_epochs(self) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from cl_diffusion.arguments import is_whole
 from cl_diffusion.data.permutation import Purpose, keyed_permutation
 
 ClassOrder = list[int] | Literal["shuffled"] | None
@@ -86,8 +87,8 @@ def check_task_arguments(
         if not tasks or not all(tasks):
             raise ValueError(f"tasks={tasks}: expected at least one class in every task. Drop the empty ones.")
         _check_distinct("tasks", tasks, [label for task in tasks for label in task])
-    if classes_per_task is not None and classes_per_task < 1:
-        raise ValueError(f"classes_per_task={classes_per_task}: expected at least 1.")
+    if classes_per_task is not None and not is_whole(classes_per_task, 1):
+        raise ValueError(f"classes_per_task={classes_per_task}: expected at least 1, a whole number.")
     if classes is not None:
         if not classes:
             raise ValueError("classes=[]: expected at least one class, or None for all of them.")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from cl_diffusion.arguments import is_whole
 from cl_diffusion.bands import Bands
 from cl_diffusion.diffusion.schedule import NoiseSchedule
 
@@ -96,7 +97,7 @@ class SNRBands(Bands):
             ValueError: timesteps are repeated, or not of the schedule.
         """
         log_snr = schedule.log_snr.tolist()
-        if len(set(timesteps)) < len(timesteps) or not all(0 <= t < len(log_snr) for t in timesteps):
+        if len(set(timesteps)) < len(timesteps) or not all(is_whole(t, 0) and t < len(log_snr) for t in timesteps):
             raise ValueError(f"timesteps={list(timesteps)}: expected different ones, from 0 to {len(log_snr) - 1}.")
         edges = [math.inf, *((a + b) / 2 for a, b in pairwise(log_snr)), -math.inf]
         return cls([SNRBand(f"t = {t}", edges[t + 1], edges[t]) for t in sorted(timesteps, reverse=True)])
@@ -150,6 +151,8 @@ def quantile_bands(
         raise ValueError(
             f"names={tuple(names)}: expected {len(quantiles) + 1} distinct names, one more than quantiles."
         )
+    if not all(0 < q < 1 for q in quantiles):
+        raise ValueError(f"quantiles={tuple(quantiles)}: expected increasing fractions within (0, 1).")
     cuts = [0, *(round(q * schedule.num_steps) for q in quantiles), schedule.num_steps]
     if any(low >= high for low, high in pairwise(cuts)):
         raise ValueError(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cl_diffusion.diffusion.network import declared_classes, is_diffusers_model
-from cl_diffusion.diffusion.network_check import check_classes, check_output, forward_error
+from cl_diffusion.diffusion.network_check import batch_error, check_classes, check_output, forward_error
 from cl_diffusion.diffusion.prediction import Prediction, unknown_prediction, x0_and_noise
 from cl_diffusion.diffusion.schedule import NoiseSchedule
 from cl_diffusion.evaluation_mode import evaluation_mode
@@ -91,6 +91,7 @@ class Denoiser(nn.Module):
 
         Raises:
             ValueError: a class-conditional diffusers model is given no labels, and was not trained without.
+            RuntimeError: the network does not take the batch; the message says what it holds.
         """
         return self.output(x_t, t, labels).prediction
 
@@ -105,6 +106,14 @@ class Denoiser(nn.Module):
     def _raw(self, x_t: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
         if labels is None and self.null_class is not None:
             labels = torch.full_like(t, self.null_class)
+        try:
+            return self._called(x_t, t, labels)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, IndexError) as error:
+            raise batch_error(self.network, x_t, labels, self.dtype, error) from error
+
+    def _called(self, x_t: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
         if not self._is_diffusers_model:
             return self.network(x_t, t, labels)  # type: ignore[no-any-return]
         if not self.takes_labels:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cl_diffusion.diffusion.bands import SNRBand
 from cl_diffusion.diffusion.denoiser import Denoiser
+from cl_diffusion.diffusion.image_batch import require_images
 from cl_diffusion.diffusion.prediction import training_target
 from cl_diffusion.diffusion.schedule import NoiseSchedule
 from cl_diffusion.keys import keyed_integers, keyed_normal
@@ -69,10 +70,10 @@ class DenoisingLoss:
             band: in place of the loss's own.
 
         Raises:
-            ValueError: images are not floating point, keys are not one an image, or the band is empty.
+            TypeError: images or labels are no tensors.
+            ValueError: images or labels are of another type or shape, keys are not one an image, or the band is empty.
         """
-        if not images.is_floating_point():
-            raise ValueError(f"images have dtype {images.dtype}: expected floating point, scaled to [-1, 1].")
+        require_images(images, labels)
         if keys is not None and keys.shape != images.shape[:1]:
             raise ValueError(f"keys have shape {tuple(keys.shape)}: expected ({len(images)},), one key an image.")
         chosen = band or self.band

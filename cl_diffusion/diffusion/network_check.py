@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from cl_diffusion.diffusion.network import declared, declared_classes, declared_halvings
@@ -42,6 +43,23 @@ def forward_error(network: nn.Module, image_shape: tuple[int, int, int], num_cla
         f"shape, timestep 0 and label {num_classes - 1}; the error above says how. Give images or a network that fit "
         "each other; a network other than a diffusers model is called as network(x_t, t, labels)."
     )
+
+
+def batch_error(
+    network: nn.Module, x_t: Tensor, labels: Tensor | None, dtype: torch.dtype, error: Exception
+) -> RuntimeError:
+    """The error for a forward that failed on a batch: what the batch holds, beside what the network says of itself."""
+    names = ("in_channels", "sample_size", "num_class_embeds")
+    own = [f"{name}={value}" for name in names if (value := declared(network, name)) is not None]
+    given = "no labels" if labels is None else f"labels {_kind(labels)}"
+    return RuntimeError(
+        f"{type(network).__name__} fails on a batch of images {_kind(x_t)} and {given}: {error}; expected what it was "
+        f"built for ({', '.join([str(dtype), *own])}): convert the images, or build another network"
+    )
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{tensor.dtype} {tuple(tensor.shape)}"
 
 
 def check_output(

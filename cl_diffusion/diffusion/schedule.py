@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from cl_diffusion.arguments import is_whole
+
 
 class Scales(NamedTuple):
     """``sqrt(abar_t)`` and ``sqrt(1 - abar_t)``, shaped to multiply the images that they were asked for."""
@@ -150,8 +152,8 @@ def _check_alpha_bar(alpha_bar: Tensor) -> None:
 
 
 def _check_steps(steps: int) -> None:
-    if steps < 1:
-        raise ValueError(f"steps={steps}: expected at least 1 timestep.")
+    if not is_whole(steps, 1):
+        raise ValueError(f"steps={steps}: expected a whole number of timesteps, at least 1.")
 
 
 def _check_beta(name: str, beta: float) -> None:

@@ -143,14 +143,17 @@ class VarianceHead(nn.Module):
         Raises:
             ValueError: the file holds something else.
         """
-        from safetensors import safe_open
+        from safetensors import SafetensorError, safe_open
 
-        with safe_open(str(path), framework="pt") as file:
-            options = (file.metadata() or {}).get("variance_head")
-            if options is None:
-                raise ValueError(f"{str(path)!r} holds no variance head; expected a file that VarianceHead.save wrote")
-            head = cls(**json.loads(options))
-            head.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                head = cls(**json.loads((file.metadata() or {})["variance_head"]))
+                head.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+        except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"{str(path)!r} holds no variance head ({type(error).__name__}: {error}); expected a file that "
+                "VarianceHead.save wrote"
+            ) from error
         return head
 
 

@@ -51,6 +51,12 @@ def a_few(batch: Any) -> Any:
     return tree_map(few, batch)
 
 
+def described(batch: Any) -> str:
+    """The type and shape of each tensor of a batch, in words."""
+    tensors = [leaf for leaf in tree_flatten(batch)[0] if isinstance(leaf, Tensor)]
+    return ", ".join(f"{str(leaf.dtype).removeprefix('torch.')} {tuple(leaf.shape)}" for leaf in tensors)
+
+
 def reseed(batch: Any) -> None:
     """Seed torch's generator as the batch says, for a loss that draws for itself."""
     if (seed := getattr(batch, "reseed", None)) is not None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from cl_diffusion.fisher.batch import a_few, batch_size, reseed
+from cl_diffusion.fisher.batch import a_few, batch_size, described, reseed
 from cl_diffusion.fisher.capture import visit_layers
 from cl_diffusion.fisher.layers import LayerGradients
 from cl_diffusion.fisher.layers.layer import in_single
@@ -147,9 +148,14 @@ class LossGradients:
         return {name: totals[name] for name in self.parameters}
 
     def losses(self, batch: Any) -> Tensor:
-        """The loss of each sample, ``(B,)``, differentiable in the parameters."""
+        """The loss of each sample, ``(B,)``, differentiable in the parameters.
+
+        Raises:
+            RuntimeError: the model does not take the batch; the message says what it holds.
+        """
         reseed(batch)
-        return self._call(self.parameters, batch)
+        with taken_by(self._model, batch):
+            return self._call(self.parameters, batch)
 
     def visit_layers(self, batch: Any, visit: Callable[[LayerGradients], None]) -> frozenset[str]:
         """Show the layers whose per-sample gradients were verified, one after the other; the names of all others."""
@@ -244,6 +250,21 @@ class LossGradients:
     def _chunk_size(self, weights: Parameters) -> int:
         bytes_a_sample = sum(p.numel() * p.element_size() for p in weights.values())
         return self._given_chunk_size or max(1, self._memory_budget // max(1, bytes_a_sample))
+
+
+@contextmanager
+def taken_by(model: nn.Module, batch: Any) -> Iterator[None]:
+    """A loss of a batch that is the user's; where the model does not take it, the error says what it holds."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, IndexError) as error:
+        dtype = next(model.parameters()).dtype
+        raise RuntimeError(
+            f"loss(model, batch) fails on a batch of {described(batch)}: {error}; expected what {type(model).__name__} "
+            f"takes, whose parameters are {dtype}: give such batches, or convert them in the loss"
+        ) from error
 
 
 class _Losses(nn.Module):

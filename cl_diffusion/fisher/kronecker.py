@@ -133,6 +133,8 @@ def _factor_pass(samples: Samples) -> tuple[dict[LayerNames, _Factors], Paramete
         _require_factored(rest & inside)
         for chunk in samples.per_sample(drawn, rest) if rest else ():
             parameters.add_mixed_(squares, {name: g.square().sum(0) for name, g in chunk.items()})
+        traces = {name: torch.stack([f.inputs.trace(), f.outputs.trace()]) for name, f in factors.items()}
+        samples.finite({**traces, **squares}, drawn)
         count += drawn.num_samples
     samples.all_reduce({**squares, "count": count})
     for factor in factors.values():

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack, override
 
+from cl_diffusion.arguments import is_whole
 from cl_diffusion.fisher.estimator import FisherEstimator, Report, Settings
 from cl_diffusion.fisher.population import Population
 from cl_diffusion.fisher.sample_mean import require_samples
@@ -45,7 +46,7 @@ class LeadingEigenpairsFisher(FisherEstimator):
         self, rank: int = 1, tolerance: float = 1e-6, max_steps: int | None = None, **settings: Unpack[Settings]
     ) -> None:
         super().__init__(**settings)
-        if rank < 1 or (max_steps is not None and max_steps < rank):
+        if not is_whole(rank, 1) or not (max_steps is None or is_whole(max_steps, rank)):
             raise ValueError(f"rank={rank!r}, max_steps={max_steps!r}; expected 1 <= rank <= max_steps")
         if not (0 < tolerance < 1):
             raise ValueError(f"tolerance={tolerance!r}; expected a number in (0, 1)")

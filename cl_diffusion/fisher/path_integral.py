@@ -60,9 +60,18 @@ class PathIntegral:
         torch._foreach_addcmul_([self.path[name] for name in before], list(gradients.values()), moved, value=-1.0)
 
     def operator(self, theta: Mapping[str, Tensor], record: Mapping[str, Any] | None = None) -> Diagonal:
-        """``F`` at the end of the task."""
+        """``F`` at the end of the task.
+
+        Raises:
+            FloatingPointError: the path of a parameter is not finite.
+        """
         values = {}
         for name, path in self.path.items():
+            if not bool(path.isfinite().all()):
+                raise FloatingPointError(
+                    f"the path integral of parameter {name!r} is not finite: a gradient or a weight was not, in a step "
+                    "of this task; check whether training has diverged, or a batch held a value that is not finite"
+                )
             moved = theta[name].detach() - self.start[name]
             values[name] = 2 * path.clamp(min=0) / (moved.to(path.dtype).square() + self.damping)
         return Diagonal(values, Provenance(self.identity, (dict(record or {}),)))

@@ -101,9 +101,7 @@ class Population:
         """
         now = [leaf.detach().clone() for leaf in tree_flatten(batch)[0] if isinstance(leaf, Tensor)]
         before, self._first_batch = self._first_batch, now
-        if before is not None and not all(
-            x.shape == y.shape and torch.equal(x, y) for x, y in zip(before, now, strict=True)
-        ):
+        if before is not None and not all(map(_alike, before, now)):
             raise ValueError(
                 "batches come in another order in each pass, and a sample without an index is known by its place "
                 "alone; give a loader that does not shuffle by a generator of its own, or KeyedBatch(batch, indices)"
@@ -200,6 +198,11 @@ def _same_but_for_samples(x: Any, x_size: int, y: Any, y_size: int) -> bool:
     if isinstance(x, Tensor) and isinstance(y, Tensor):
         return x.dtype == y.dtype and torch.equal(x, y)
     return bool(x == y)
+
+
+def _alike(x: Tensor, y: Tensor) -> bool:
+    """Whether two tensors hold the same, where no number is like no number."""
+    return x.shape == y.shape and bool(((x == y) | ((x != x) & (y != y))).all())
 
 
 Gathered = TypeVar("Gathered")

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from cl_diffusion.fisher.gradient import LossGradients
+from cl_diffusion.fisher.gradient import LossGradients, taken_by
 from cl_diffusion.fisher.layers import LayerGradients
 from cl_diffusion.fisher.population import (
     Gathered,
@@ -176,7 +176,8 @@ class Samples:
         """Losses and outputs, for a weighting."""
         if drawn.inputs.reseed is not None:
             torch.manual_seed(drawn.inputs.reseed)
-        return self._loss.terms(self.population.model, drawn.inputs)
+        with taken_by(self.population.model, drawn.inputs):
+            return self._loss.terms(self.population.model, drawn.inputs)
 
     def keys(self, indices: Tensor, draw: int = 0, purpose: str = "") -> Tensor:
         """A key a sample, a function of (seed, index, draw, purpose)."""
@@ -226,12 +227,18 @@ class Samples:
         """Refuse a loss that changes from pass to pass, for an estimator whose passes must see one matrix.
 
         Raises:
+            FloatingPointError: a loss of the first batch is not finite.
             ValueError: the first batch has another loss the second time.
         """
         if self.population.keyed:
             return
-        batches = (next(self.drawn(), None) for _ in range(2))
-        first, second = (None if drawn is None else self.terms(drawn).losses for drawn in batches)
+        passes = [next(self.drawn(), None) for _ in range(2)]
+        first, second = (None if drawn is None else self.terms(drawn).losses for drawn in passes)
+        if first is not None and (bad := _bad(first)):
+            raise FloatingPointError(
+                f"the loss of {bad} of the {len(first)} samples of the first batch is not finite; check them for "
+                "values that are not finite or far out of range, or whether training has diverged"
+            )
         mine = first is None or (second is not None and torch.equal(first, second))
         if not all(self.gathered_objects(mine)):
             raise ValueError(
@@ -258,8 +265,9 @@ class Samples:
     @torch.no_grad()
     def _num_outcomes(self, rows: Rows) -> int:
         if self._outcomes is None:
-            first = torch.arange(len(rows.indices)) == 0
-            output = self._loss.loss.output(self.population.model, select(rows, first).batch)
+            first = select(rows, torch.arange(len(rows.indices)) == 0).batch
+            with taken_by(self.population.model, first):
+                output = self._loss.loss.output(self.population.model, first)
             self._outcomes = int(self._loss.loss.criterion.num_outcomes(output))
         return self._outcomes
 
@@ -267,26 +275,36 @@ class Samples:
         """The vector itself; refused where a sum of gradients is not finite.
 
         Raises:
-            FloatingPointError: names the sample and the first bad parameter.
+            FloatingPointError: names the sample and the first bad parameter, and says how many losses are not finite.
         """
         if self.gradients.sharded:
             require_finite_everywhere(vector)
             return vector
         if all(bool(tensor.isfinite().all()) for tensor in vector.values()):
             return vector
+        with torch.no_grad():
+            losses = self.terms(drawn).losses
+        bad = _bad(losses)
+        of_losses = f", nor is the loss of {bad} of the {len(losses)} samples of its batch" if bad else ""
         position = 0
         for gradients in self.per_sample(drawn):
             finite = {name: parameters.flat_rows(g).isfinite().all(1) for name, g in gradients.items()}
-            bad = ~torch.stack(list(finite.values())).all(0)
-            if bad.any():
-                row = int(bad.nonzero()[0, 0])
+            found = ~torch.stack(list(finite.values())).all(0)
+            if found.any():
+                row = int(found.nonzero()[0, 0])
                 name = next(name for name, rows in finite.items() if not rows[row])
                 raise FloatingPointError(
                     f"the gradient of sample {int(drawn.indices[position + row])} is not finite, first in parameter "
-                    f"{name!r}; check that sample, or whether training has diverged"
+                    f"{name!r}{of_losses}; check that sample for values that are not finite or far out of range, or "
+                    "whether training has diverged"
                 )
-            position += len(bad)
+            position += len(found)
         name = next(name for name, tensor in vector.items() if not tensor.isfinite().all())
         raise FloatingPointError(
-            f"a sum of finite gradients overflows in parameter {name!r}; check whether training has diverged"
+            f"a sum of finite gradients overflows in parameter {name!r}, in a batch of {len(drawn.indices)} samples; "
+            "check them for values far out of range, or whether training has diverged"
         )
+
+
+def _bad(losses: Tensor) -> int:
+    return int((~losses.isfinite()).sum())

@@ -59,7 +59,8 @@ class Kronecker(Operator):
         if weight == bias:
             raise ValueError(f"weight={weight!r}, bias={bias!r}; expected two parameters, or bias=None")
         if not bool(((values >= 0) & values.isfinite()).all()):
-            raise ValueError(f"values of {weight!r} range over {values.aminmax()}; expected finite and >= 0")
+            low, high = (float(end) for end in values.aminmax())
+            raise ValueError(f"values of {weight!r} range over [{low:g}, {high:g}]; expected finite and >= 0")
         self.weight = weight
         self.bias = bias
         self.shape = tuple(shape)

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from cl_diffusion.arguments import is_whole
 from cl_diffusion.linalg.low_rank import LowRank
 from cl_diffusion.linalg.masked import masked, released
 from cl_diffusion.linalg.operator_sum import OperatorSum, total
@@ -47,7 +48,7 @@ class Penalty:
             raise ValueError(f"gamma={gamma!r} is of memory='online' alone, and memory={memory!r}; leave gamma out")
         if gamma is not None and not 0 <= gamma <= 1:
             raise ValueError(f"gamma={gamma!r}; expected a number in [0, 1]")
-        if max_rank is not None and max_rank < 1:
+        if max_rank is not None and not is_whole(max_rank, 1):
             raise ValueError(f"max_rank={max_rank!r}; expected a positive number of eigenvalues, or None")
         self.memory = memory
         self.gamma = 1.0 if gamma is None else gamma

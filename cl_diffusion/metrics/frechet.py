@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -39,7 +40,7 @@ class FrechetDistance:
         """The distance of these images from the real ones.
 
         Raises:
-            ValueError: fewer than two images on a side.
+            ValueError: fewer than two images on a side, or features so large or not finite that there is no distance.
         """
         self._metric.reset()
         for images in generated.split(512):
@@ -49,7 +50,13 @@ class FrechetDistance:
             real, drawn = (int(count) for count in counts)
             if min(real, drawn) < 2:
                 raise ValueError(f"{real} real and {drawn} generated images; a covariance needs at least 2 of each")
-            return float(self._metric.compute())
+            distance = float(self._metric.compute())
+        if not math.isfinite(distance):
+            raise ValueError(
+                f"the Frechet distance of {drawn} generated images from {real} real ones is {distance}; expected a "
+                "finite number: look for images that are not finite or far out of [-1, 1]"
+            )
+        return distance
 
     def _update(self, images: Tensor, real: bool) -> None:
         several = dist.is_available() and dist.is_initialized()

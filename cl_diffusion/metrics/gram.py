@@ -53,11 +53,12 @@ class Gram:
         products: symmetric ``(n, n)``, summed in float64.
 
     Raises:
-        ValueError: ``products`` is not square, or not finite.
+        ValueError: ``products`` is not square, empty, or not finite.
     """
 
     def __init__(self, products: Tensor) -> None:
-        if products.ndim != 2 or products.shape[0] != products.shape[1] or not bool(products.isfinite().all()):
+        square = products.ndim == 2 and products.shape[0] == products.shape[1] > 0
+        if not square or not bool(products.isfinite().all()):
             raise ValueError(
                 f"products of shape {tuple(products.shape)}; expected inner products (n, n) of n gradients, all finite"
             )

@@ -11,9 +11,9 @@ from torch import Tensor
 def effective_rank(features: Tensor) -> float:
     """``exp H(p)`` with ``p_i = sigma_i / sum sigma`` (Roy & Vetterli 2007), of features ``(samples, units)``.
 
-    Between 1 and the smaller of both sides; NaN of features that are all zero, or not all finite.
+    Between 1 and the smaller of both sides; NaN of features that are none, all zero, or not all finite.
     """
-    if not features.isfinite().all():
+    if not features.numel() or not features.isfinite().all():
         return math.nan
     values = torch.linalg.svdvals(features.double())
     total = float(values.sum())
@@ -24,8 +24,8 @@ def effective_rank(features: Tensor) -> float:
 
 
 def stable_rank(features: Tensor) -> float:
-    """``|A|_F^2 / |A|_2^2`` of features ``(samples, units)``; NaN of features that are all zero, or not all finite."""
-    if not features.isfinite().all():
+    """``|A|_F^2 / |A|_2^2`` of features ``(samples, units)``; NaN of none, or all zero, or not all finite."""
+    if not features.numel() or not features.isfinite().all():
         return math.nan
     squares = torch.linalg.svdvals(features.double()).square()
     return float(squares.sum() / squares.max()) if float(squares.max()) > 0 else math.nan

@@ -87,6 +87,9 @@ def trained_reference(
         seed: of initialisation and order.
         cache: folder; by default ``$CL_DIFFUSION_CACHE``, else ``~/.cache/cl_diffusion``.
         track: progress of the steps.
+
+    Raises:
+        ValueError: the cached file is not such a classifier.
     """
     images, labels = training
     classes = int(torch.cat([labels, held_out[1]]).max()) + 1
@@ -101,9 +104,7 @@ def trained_reference(
         classifier = ReferenceClassifier(images.shape[1], classes).to(images.device)
         cached = path.is_file()
         if cached:
-            from safetensors.torch import load_file
-
-            classifier.load_state_dict(load_file(path, device=str(images.device)))
+            _load(classifier, path, images.device)
         else:
             _train(classifier, images, labels, steps, batch_size, track)
             _save(classifier, path)
@@ -143,6 +144,19 @@ def _train(
         loss.backward()
         optimizer.step()
         decay.step()
+
+
+def _load(classifier: ReferenceClassifier, path: Path, device: torch.device) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        classifier.load_state_dict(load_file(path, device=str(device)))
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(
+            f"the cached reference classifier {str(path)!r} is none ({type(error).__name__}: {error}); remove the "
+            "file, and it is trained anew"
+        ) from error
 
 
 def _save(classifier: ReferenceClassifier, path: Path) -> None:

@@ -14,6 +14,7 @@ from typing_extensions import override
 from cl_diffusion.diffusion import Denoiser, DenoisingLoss, DrawnBatch, NoiseSchedule, Prediction, Reduction
 from cl_diffusion.diffusion.bands import SNRBand
 from cl_diffusion.diffusion.hybrid_loss import HybridLoss
+from cl_diffusion.diffusion.image_batch import require_images, require_values
 from cl_diffusion.diffusion.linear_surrogate import linear_output
 from cl_diffusion.diffusion.network import declared_classes
 from cl_diffusion.diffusion.prediction import x0_and_noise
@@ -80,6 +81,7 @@ class DDPM(PlainHyperparameters, SeededSteps):
         self._optimizer = optimizer
         self._lr_scheduler = lr_scheduler
         self._task_losses: dict[int, MeanMetric] = {}
+        self._looked = False
 
     @property
     def class_conditional(self) -> bool:
@@ -116,6 +118,8 @@ class DDPM(PlainHyperparameters, SeededSteps):
 
         Timesteps are of all the law that the loss has, or of one band.
         """
+        if isinstance(batch, (tuple, list)) and len(batch) != 2:
+            raise ValueError(f"batch holds {len(batch)} parts; expected (images, labels), or images alone")
         images, labels = batch if isinstance(batch, (tuple, list)) else (batch, None)
         if labels is not None and self.label_dropout:
             labels = self._some_dropped(labels, keys)
@@ -176,6 +180,22 @@ class DDPM(PlainHyperparameters, SeededSteps):
             raise ValueError(f"image_shape={tuple(self.image_shape)}, but the data module serves {tuple(shape)}")
         self.image_shape = tuple(shape)
         self.denoiser.check(self.image_shape, datamodule.num_classes)
+
+    @override
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Seed the step; of the first batch of a fit, look at the values: each look waits for the device.
+
+        Raises:
+            ValueError: an image is not finite or far out of [-1, 1], or a label is out of range.
+        """
+        super().on_train_batch_start(batch, batch_idx)
+        if self._looked:
+            return
+        self._looked = True
+        for part in batch if isinstance(batch, ReplayBatch) else (batch,):
+            images, labels = part if isinstance(part, (tuple, list)) and len(part) == 2 else (part, None)
+            require_images(images, labels)
+            require_values(images, labels, self.denoiser.num_classes if self.class_conditional else None)
 
     @override
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:

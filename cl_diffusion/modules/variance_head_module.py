@@ -12,6 +12,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 from typing_extensions import override
 
+from cl_diffusion.checkpoint_files import plain_checkpoint
 from cl_diffusion.diffusion import DenoisingLoss
 from cl_diffusion.diffusion.variance_head import Target, VarianceHead
 from cl_diffusion.keys import KeyedBatch, derive_keys, keyed_normal
@@ -120,10 +121,11 @@ def trained_model(checkpoint: str) -> DDPM:
     """The model of a checkpoint that ``cl-diffusion fit`` has written, on the CPU.
 
     Raises:
-        ValueError: there is no such file, or it holds another model.
+        ValueError: there is no such file, it holds more than tensors and plain values, or another model.
     """
     if not Path(checkpoint).is_file():
         raise ValueError(f"model={checkpoint!r} is not a file; give the checkpoint of a trained DDPM")
+    plain_checkpoint(Path(checkpoint), "model")
     model = DDPM.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
     if not isinstance(model, DDPM):
         raise ValueError(f"model={checkpoint!r} holds a {type(model).__name__}; expected a DDPM")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
+from cl_diffusion.checkpoint_files import plain_checkpoint
 from cl_diffusion.linalg import Parameters, parameters
 from cl_diffusion.stream import TaskStream
 
@@ -16,7 +18,7 @@ def progress(trainer: Trainer) -> dict[str, Any]:
     """Epoch, step, place and kind of weights of the checkpoint that is tested; nothing where there is none."""
     if trainer.ckpt_path is None:
         return {}
-    checkpoint = _loaded(trainer.ckpt_path)
+    checkpoint = plain_checkpoint(Path(trainer.ckpt_path))
     return {
         **{name: checkpoint[name] for name in ("epoch", "global_step")},
         "checkpoint": str(trainer.ckpt_path),
@@ -51,7 +53,7 @@ def displacement(module: LightningModule, later: str, at: dict[str, Any]) -> Par
     Raises:
         ValueError: the weights are the very same, or another model's.
     """
-    checkpoint = _loaded(later)
+    checkpoint = plain_checkpoint(Path(later), "later")
     weights = parameters.trainable_parameters(module)
     there = checkpoint["state_dict"]
     if differing := [name for name, w in weights.items() if name not in there or there[name].shape != w.shape]:
@@ -83,8 +85,3 @@ def displacement(module: LightningModule, later: str, at: dict[str, Any]) -> Par
 def _kind(checkpoint: dict[str, Any]) -> str:
     """Whether its weights are raw: Lightning's weight averaging keeps those beside the average."""
     return "averaged" if "current_model_state" in checkpoint else "raw"
-
-
-def _loaded(path: Any) -> dict[str, Any]:
-    checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    return checkpoint

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
+from cl_diffusion.arguments import is_whole
 from cl_diffusion.averaged_weights import averaged_weights
 from cl_diffusion.bands import Bands
 from cl_diffusion.callbacks.batches import TransferredBatches, images_and_labels, joined, keyed
@@ -76,7 +77,7 @@ class ContinualMetrics(TaskCallback):
             "batch_size": (batch_size, 1),
         }
         for name, (value, bound) in least.items():
-            if value < bound:
+            if not is_whole(value, bound):
                 raise ValueError(f"{name}={value!r}; expected at least {bound}")
         self.images_per_class = images_per_class
         self.sampler = sampler

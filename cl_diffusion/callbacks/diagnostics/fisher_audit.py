@@ -108,7 +108,7 @@ class FisherAudit(TaskCallback):
             raise ValueError("bands and timesteps are both given; leave one of them out")
         if not tau > 0:
             raise ValueError(f"tau={tau!r}; expected a number > 0")
-        if not name or Path(name).name != name:
+        if name in ("", "..") or Path(name).name != name:
             raise ValueError(f"name={name!r}; expected the name of a folder within the run")
         if later is not None and not Path(later).is_file():
             raise ValueError(f"later={later!r} is not a file; give a checkpoint of the model trained further")

@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from typing_extensions import override
 
-from cl_diffusion.callbacks.plasticity.arguments import require_between, require_whole
+from cl_diffusion.arguments import require_between, require_whole
 from cl_diffusion.callbacks.plasticity.processes import all_processes, summed
 from cl_diffusion.callbacks.plasticity.unit_resets import UnitResets
 from cl_diffusion.plasticity.observation import Observer

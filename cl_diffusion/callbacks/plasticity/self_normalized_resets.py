@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
 
-from cl_diffusion.callbacks.plasticity.arguments import require_between, require_whole
+from cl_diffusion.arguments import require_between, require_whole
 from cl_diffusion.callbacks.plasticity.processes import all_processes, summed
 from cl_diffusion.callbacks.plasticity.unit_resets import UnitResets
 from cl_diffusion.fisher.population import world_size

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
-from cl_diffusion.callbacks.plasticity.arguments import require_between, require_whole
+from cl_diffusion.arguments import require_between, require_whole
 from cl_diffusion.callbacks.plasticity.unit_resets import has_stepped
 from cl_diffusion.callbacks.regularization.preconditions import refuse_sharded
 from cl_diffusion.keys import derive_keys

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
-from cl_diffusion.callbacks.plasticity.arguments import require_whole
+from cl_diffusion.arguments import require_whole
 from cl_diffusion.callbacks.plasticity.processes import of_the_first
 from cl_diffusion.callbacks.plasticity.watched_units import FindsUnits, watched_units
 from cl_diffusion.callbacks.regularization.preconditions import refuse_sharded

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from typing_extensions import override
 
+from cl_diffusion.arguments import is_whole
 from cl_diffusion.fisher import DiagonalFisher, FisherEstimator
 from cl_diffusion.linalg import Operator, Provenance
 
@@ -133,7 +134,7 @@ class WarmUp(Strength):
     """
 
     def __init__(self, strength: float | Literal["auto"] | Strength, steps: int) -> None:
-        if steps < 1:
+        if not is_whole(steps, 1):
             raise ValueError(f"steps={steps!r}; expected a positive number of optimizer steps")
         self.strength = as_strength(strength)
         self.steps = steps

@@ -71,10 +71,21 @@ class NoiseStatistics:
 
     @classmethod
     def load(cls, path: str | Path) -> NoiseStatistics:
-        """What ``save`` wrote."""
+        """What ``save`` wrote.
+
+        Raises:
+            ValueError: the file holds something else.
+        """
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        return cls(load_file(path)["gamma"])
+        try:
+            return cls(load_file(path)["gamma"])
+        except (SafetensorError, KeyError) as error:
+            raise ValueError(
+                f"statistics={str(path)!r} are none ({type(error).__name__}: {error}); expected a file that "
+                "NoiseStatistics.save wrote"
+            ) from error
 
 
 class AnalyticSampler(GaussianSampler):

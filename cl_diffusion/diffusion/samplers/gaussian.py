@@ -60,7 +60,7 @@ class Elementwise(Covariance):
     def __init__(self, x0: Tensor, variance: Tensor | float, largest: float = math.inf) -> None:
         self.x0 = x0
         given = variance if isinstance(variance, Tensor) else x0.new_tensor(variance)
-        self.variance = given.to(x0).clamp(max=largest**2)
+        self.variance = given.to(x0).clamp(max=largest * largest)
 
     @override
     def noise(self, normal: Normal) -> Tensor:

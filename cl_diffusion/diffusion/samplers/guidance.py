@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -67,6 +68,7 @@ class ClassifierFreeGuidance(Sampler):
     """
 
     def __init__(self, sampler: Sampler, scale: float) -> None:
+        _require_finite(scale)
         self.sampler = sampler
         self.scale = scale
         self.steps, self.spacing, self.clip = sampler.steps, sampler.spacing, sampler.clip
@@ -107,6 +109,7 @@ class ClassifierGuidance(Sampler):
     def __init__(
         self, sampler: GaussianSampler, classifier: nn.Module, scale: float = 1.0, conditional: bool = False
     ) -> None:
+        _require_finite(scale)
         if sampler.eta == 0:
             raise ValueError(
                 f"{type(sampler).__name__} with eta=0 adds no noise, so that there is no covariance to move the mean "
@@ -151,3 +154,8 @@ class ClassifierGuidance(Sampler):
         one_more = isinstance(inner, LanczosGaussianSampler)
         per_step = product_evaluations(inner.product, 1) - product_evaluations(inner.product, 0) if one_more else 0  # type: ignore[attr-defined]
         return inner.evaluations(schedule) + per_step * (len(self.timesteps(schedule)) - 1)
+
+
+def _require_finite(scale: float) -> None:
+    if not math.isfinite(scale):
+        raise ValueError(f"scale={scale!r}; expected a finite number, 1 for no more guidance than the model has")

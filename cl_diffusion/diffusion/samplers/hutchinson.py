@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from typing_extensions import override
 
+from cl_diffusion.arguments import is_whole
 from cl_diffusion.diffusion.samplers.gaussian import (
     Covariance,
     Elementwise,
@@ -49,7 +50,7 @@ class HutchinsonSampler(GaussianSampler):
         spacing: Spacing = "even",
         eta: float = 1.0,
     ) -> None:
-        if probes < 1:
+        if not is_whole(probes, 1):
             raise ValueError(f"probes={probes!r}; expected at least 1 product a step")
         super().__init__(steps, clip, spacing, clip_pixel, eta)
         self.probes = probes

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from cl_diffusion.arguments import is_whole
 from cl_diffusion.diffusion.samplers.gaussian import Covariance, GaussianSampler, Normal, Reverse, most_variance
 from cl_diffusion.diffusion.samplers.trajectory import Spacing, Steps
 from cl_diffusion.diffusion.schedule import NoiseSchedule
@@ -79,7 +80,7 @@ class LanczosGaussianSampler(GaussianSampler):
         report: bool = False,
         eta: float = 1.0,
     ) -> None:
-        if lanczos_steps < 1:
+        if not is_whole(lanczos_steps, 1):
             raise ValueError(f"lanczos_steps={lanczos_steps!r}; expected at least 1 product a step")
         super().__init__(steps, clip, spacing, clip_pixel, eta)
         self.lanczos_steps = lanczos_steps
@@ -130,7 +131,7 @@ class KrylovCovariance(Covariance):
 
     @override
     def noise(self, normal: Normal) -> Tensor:
-        z, variance, largest = normal(), self._reverse.posterior.variance, self._reverse.largest**2
+        z, variance, largest = normal(), self._reverse.posterior.variance, self._reverse.largest * self._reverse.largest
         root = square_root(
             lambda v: self._product(v.reshape(z.shape)).flatten(1),
             z.flatten(1),
@@ -148,7 +149,7 @@ class KrylovCovariance(Covariance):
     @override
     def product(self, v: Tensor) -> Tensor:
         """``Sigma' v``; where the standard deviation is bounded, no longer than that allows."""
-        largest, variance = self._reverse.largest**2, self._reverse.posterior.variance
+        largest, variance = self._reverse.largest * self._reverse.largest, self._reverse.posterior.variance
         if variance >= largest:  # no eigenvalue is less
             return largest * v
         product = self._product(v)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, get_args
 
+from cl_diffusion.arguments import is_whole
+
 Steps = int | list[int] | None
 """How many timesteps, or which; None: all of the schedule."""
 
@@ -27,7 +29,7 @@ def trajectory(num_train_steps: int, steps: Steps, spacing: Spacing = "even") ->
     if isinstance(steps, list):
         return _given(num_train_steps, steps)
     count = num_train_steps if steps is None else steps
-    if not 1 <= count <= num_train_steps:
+    if not is_whole(count, 1) or count > num_train_steps:
         raise ValueError(f"steps={steps}: expected 1..{num_train_steps}, at most the timesteps of the noise schedule.")
     if count == 1:
         return [num_train_steps - 1]
@@ -43,7 +45,8 @@ def trajectory(num_train_steps: int, steps: Steps, spacing: Spacing = "even") ->
 
 def _given(num_train_steps: int, steps: Sequence[int]) -> list[int]:
     descending = sorted(steps, reverse=True)
-    if not steps or len(set(steps)) < len(steps) or descending[0] >= num_train_steps or descending[-1] < 0:
+    whole = all(is_whole(t, 0) for t in steps)
+    if not steps or not whole or len(set(steps)) < len(steps) or descending[0] >= num_train_steps:
         raise ValueError(
             f"steps={list(steps)}: expected at least one timestep, each once, from 0 to {num_train_steps - 1}."
         )

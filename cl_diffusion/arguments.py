@@ -5,6 +5,11 @@ from __future__ import annotations
 import math
 
 
+def is_whole(value: object, least: int) -> bool:
+    """Whether it is an integer of at least so much; True and 2.0 are none."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
 def require_whole(least: int, **given: object) -> None:
     """Each is an integer of at least so much.
 
@@ -12,7 +17,7 @@ def require_whole(least: int, **given: object) -> None:
         ValueError: names the first that is not.
     """
     for name, value in given.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        if not is_whole(value, least):
             raise ValueError(f"{name}={value!r}; expected a whole number >= {least}")
 
 
