@@ -92,7 +92,7 @@ class CompiledNetwork(Callback):
 
     def _compiled(self, network: nn.Module) -> _Compiled:
         if self.channels_last:
-            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            network.to(memory_format=torch.channels_last)
         network.compile(backend=self.backend, mode=self.mode, dynamic=False)
         compiled, network._compiled_call_impl = network._compiled_call_impl, None
         assert compiled is not None

@@ -30,9 +30,7 @@ class Calls(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         self.student.append(pl_module.denoiser.network._compiled_call_impl is not None)
-        self.teacher.append(
-            pl_module.teacher is not None and pl_module.teacher.network._compiled_call_impl is not None
-        )
+        self.teacher.append(pl_module.teacher is not None and pl_module.teacher.network._compiled_call_impl is not None)
 
     def on_before_backward(self, trainer: Trainer, pl_module: Any, loss: Tensor) -> None:
         assert pl_module.denoiser.network._compiled_call_impl is None
@@ -105,7 +103,6 @@ def test_a_checkpoint_of_a_run_without_it_goes_on_with_it(tmp_path: Path) -> Non
     close(compiled.state_dict().values(), written.state_dict().values())
     assert layouts
     assert all(layouts)
-
 
 
 @pytest.mark.parametrize("watched", [False, True])
