@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from cl_diffusion.diffusion import Denoiser
-from cl_diffusion.modules.distillation import DistillationMixin
 
 _Compiled = tuple[nn.Module, Callable[..., Any]]
 
@@ -27,8 +26,8 @@ class CompiledNetwork(Callback):
     - while a part of the network has a forward or backward hook, which compiled code would silently pass by;
     - on the last batch of an epoch, whose size is its own: it would be compiled for one step.
 
-    The copy that ``DistillationMixin`` freezes as teacher is compiled likewise. Optimizer states follow the layout of
-    their parameters, those of a checkpoint too.
+    The module's ``teacher``, as ``DistillationMixin`` freezes one, is compiled likewise. Optimizer states follow the
+    layout of their parameters, those of a checkpoint too.
 
     Args:
         networks: names of the parts to compile; by default each part of the module that has parameters, a ``Denoiser``
@@ -122,8 +121,11 @@ def _network(part: nn.Module) -> nn.Module:
 
 
 def _teachers(module: LightningModule) -> list[nn.Module]:
-    teacher = module.teacher if isinstance(module, DistillationMixin) else None
-    return [] if teacher is None else [_network(teacher)]
+    """A teacher that stands outside the module's own parts."""
+    teacher = getattr(module, "teacher", None)
+    if not isinstance(teacher, nn.Module) or any(part is teacher for part in module.modules()):
+        return []
+    return [_network(teacher)]
 
 
 def _is_watched(network: nn.Module) -> bool:
