@@ -1,8 +1,10 @@
 """Callbacks for any Lightning project; adapters over the rooms below."""
 
+from cl_diffusion.callbacks.compiled_network import CompiledNetwork
 from cl_diffusion.callbacks.diagnostics.continual_metrics import ContinualMetrics
 from cl_diffusion.callbacks.diagnostics.fisher_audit import FisherAudit
 from cl_diffusion.callbacks.diagnostics.plasticity_metrics import PlasticityMetrics
+from cl_diffusion.callbacks.fused_optimizer import FusedOptimizer
 from cl_diffusion.callbacks.plasticity.continual_backprop import ContinualBackprop
 from cl_diffusion.callbacks.plasticity.redo import ReDo
 from cl_diffusion.callbacks.plasticity.self_normalized_resets import SelfNormalizedResets
@@ -22,10 +24,12 @@ from cl_diffusion.callbacks.task_checkpoint import TaskCheckpoint
 __all__ = [
     "EWC",
     "MAS",
+    "CompiledNetwork",
     "Constant",
     "ContinualBackprop",
     "ContinualMetrics",
     "FisherAudit",
+    "FusedOptimizer",
     "L2Init",
     "L2SP",
     "OtherTask",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
@@ -31,8 +32,8 @@ class ChangingDataModule(TaskDataModule):
             each has another label; ``"random_labels"``: every image has a label of its own, at random.
         num_tasks: how many.
         images_per_task: so many images a task, other ones in each unless the labels are random; all where not given.
-        dataset, root, epochs_per_task, batch_size, holdout, fraction, image_size, channels, seed, download: see
-            ``TaskDataModule``.
+        dataset, root, epochs_per_task, batch_size, holdout, fraction, image_size, channels, seed, download, resident:
+            see ``TaskDataModule``.
 
     Raises:
         ValueError: an argument is out of range.
@@ -53,6 +54,7 @@ class ChangingDataModule(TaskDataModule):
         channels: int | None = None,
         seed: int = 0,
         download: bool = False,
+        resident: bool = False,
     ) -> None:
         if change not in get_args(Change):
             raise ValueError(f"change={change!r}: expected one of {', '.join(get_args(Change))}.")
@@ -74,6 +76,7 @@ class ChangingDataModule(TaskDataModule):
             channels=channels,
             seed=seed,
             download=download,
+            resident=resident,
         )
         self.save_hyperparameters(logger=False)
 
@@ -89,7 +92,8 @@ class ChangingDataModule(TaskDataModule):
     @override
     def training_loader(self, task: int, epoch: int) -> Any:
         share = self._share
-        selection = Selection(self._changed(self.scenario.training, task), self._indices(task))
+        changed = self._changed(self.scenario.training, task)
+        selection = Selection(changed, self._indices(task), device=self._residence)
         sampler = KeyedSampler(selection, self.seed, epoch, share["num_replicas"], share["rank"])
         return ResumableLoader(selection, sampler=sampler, **self._loading(epoch))
 
@@ -180,11 +184,18 @@ class ChangedImages(LabelledImages):
         return self.base.shape
 
     @override
-    def images(self, indices: Sequence[int]) -> Tensor:
+    def images(self, indices: Sequence[int] | Tensor) -> Tensor:
         images = self.base.images(indices)
         if self._pixels is None:
             return images
         return images.flatten(1)[:, self._pixels].reshape(images.shape)
+
+    @override
+    def on(self, device: torch.device) -> ChangedImages:
+        moved = copy.copy(self)
+        moved.base = self.base.on(device)
+        moved._pixels = None if self._pixels is None else self._pixels.to(device)
+        return moved
 
 
 class SparseVectors(Dataset[Any]):

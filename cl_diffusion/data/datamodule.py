@@ -52,6 +52,8 @@ class TaskDataModule(PlainHyperparameters, LightningDataModule):
             them the last task's.
         seed: of the order of training, the held-out samples, those that take part and the class order.
         num_workers: processes that load data; 0 is fastest for data held in memory.
+        resident: hold data that is held in memory on the Trainer's device, uint8 as it is, and gather training batches
+            there: the same ones, without a copy in each step.
         download: let torchvision download what is missing.
         importance_samples: at most so many samples a task in an importance pass; all where not given.
         predict_classes: the labels to draw in ``predict``; all that take part where not given.
@@ -84,6 +86,7 @@ class TaskDataModule(PlainHyperparameters, LightningDataModule):
         predict_classes: list[int] | None = None,
         images_per_class: int = 16,
         training_samples: int | None = None,
+        resident: bool = False,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)
@@ -108,6 +111,9 @@ class TaskDataModule(PlainHyperparameters, LightningDataModule):
         self.batch_size, self.num_workers = batch_size, num_workers
         self.importance_samples, self.predict_classes = importance_samples, predict_classes
         self.images_per_class = images_per_class
+        self.resident = resident
+        if resident and num_workers:
+            raise ValueError(f"resident=True with num_workers={num_workers}: batches are gathered in place; set 0.")
         for name in ("batch_size", "images_per_class", "importance_samples"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name}={value}: expected at least 1.")
@@ -175,7 +181,9 @@ class TaskDataModule(PlainHyperparameters, LightningDataModule):
 
     def training_loader(self, task: int, epoch: int) -> Any:
         """This process's batches of a task in an epoch: the method to override to add data to the task's own."""
-        selection = Selection(self.scenario.training.images, self.scenario.training_indices(task))
+        selection = Selection(
+            self.scenario.training.images, self.scenario.training_indices(task), device=self._residence
+        )
         share = self._share
         sampler = KeyedSampler(selection, self.seed, epoch, share["num_replicas"], share["rank"])
         return ResumableLoader(selection, sampler=sampler, **self._loading(epoch))
@@ -242,6 +250,11 @@ class TaskDataModule(PlainHyperparameters, LightningDataModule):
         """Which share of the data is this process's, as Lightning's own distributed sampler would have it."""
         share = None if self.trainer is None else self.trainer.distributed_sampler_kwargs
         return share or {"num_replicas": 1, "rank": 0}
+
+    @property
+    def _residence(self) -> torch.device | None:
+        """Where training batches are gathered; None: in the host's memory, to be copied."""
+        return self.trainer.strategy.root_device if self.resident and self.trainer is not None else None
 
     def _keyed_loader(self, samples: Samples, indices: Tensor) -> DataLoader[Any]:
         return DataLoader(Selection(samples.images, indices, keyed=True), **self._loading())

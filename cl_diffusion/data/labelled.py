@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -32,8 +33,12 @@ class LabelledImages(ABC):
         """``(C, H, W)`` of every image."""
 
     @abstractmethod
-    def images(self, indices: Sequence[int]) -> Tensor:  # noqa: D102
+    def images(self, indices: Sequence[int] | Tensor) -> Tensor:
         """The images at these indices: float32 ``(B, C, H, W)`` in [-1, 1]."""
+
+    def on(self, device: torch.device) -> LabelledImages:
+        """The same images, bit for bit, held on this device; as they are where they are not held in memory."""
+        return self
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -57,14 +62,24 @@ class StoredImages(LabelledImages):
             parts = [image_format(part / 255).mul(255).round().byte() for part in torch.split(pixels, _CHUNK)]
             pixels = torch.cat(parts)
         self._pixels = pixels
+        self._half = torch.tensor(127.5)  # a tensor: a GPU multiplies by the reciprocal of a number, which is another
+        self._elsewhere: StoredImages | None = None
 
     @property
     def shape(self) -> Shape:  # noqa: D102
         channels, height, width = self._pixels.shape[1:]
         return channels, height, width
 
-    def images(self, indices: Sequence[int]) -> Tensor:  # noqa: D102
-        return self._pixels[torch.as_tensor(indices)].float() / 127.5 - 1
+    def images(self, indices: Sequence[int] | Tensor) -> Tensor:  # noqa: D102
+        return self._pixels[on_device(indices, self._pixels.device)].float() / self._half - 1
+
+    def on(self, device: torch.device) -> StoredImages:  # noqa: D102
+        if device == self._pixels.device:
+            return self
+        if self._elsewhere is None or self._elsewhere._pixels.device != device:
+            self._elsewhere = copy.copy(self)
+            self._elsewhere._pixels, self._elsewhere._half = self._pixels.to(device), self._half.to(device)
+        return self._elsewhere
 
 
 class ForeignImages(LabelledImages):
@@ -89,7 +104,8 @@ class ForeignImages(LabelledImages):
         channels, height, width = self._image(0).shape
         return channels, height, width
 
-    def images(self, indices: Sequence[int]) -> Tensor:  # noqa: D102
+    def images(self, indices: Sequence[int] | Tensor) -> Tensor:  # noqa: D102
+        indices = indices.tolist() if isinstance(indices, Tensor) else indices
         images = [self._image(index) for index in indices]
         for index, image in zip(indices, images, strict=True):
             if image.shape != images[0].shape:
@@ -106,6 +122,11 @@ class ForeignImages(LabelledImages):
             raise ValueError(f"item {index} of {type(self._dataset).__name__}: {error}") from error
         formatted: Tensor = self._format(image[None])[0]
         return formatted
+
+
+def on_device(indices: Sequence[int] | Tensor, device: torch.device) -> Tensor:
+    """Indices as a tensor where it is needed, without waiting for what the device is busy with."""
+    return torch.as_tensor(indices).to(device, non_blocking=True)
 
 
 def _labels(dataset: Any) -> Tensor:

@@ -60,7 +60,7 @@ class ReplayDataModule(TaskDataModule):
         pools = self.replay.pools(self._old_tasks(task), self.trainer)
         turn = epoch * share["num_replicas"] + share["rank"]
         images, order = replay_order(pools, len(current) * self.replay_batch_size, self.seed, turn)
-        selection = Selection(images, order)
+        selection = Selection(images, order, device=self._residence)
         sampler = KeyedSampler(selection, self.seed, epoch, shuffle=False)
         loading = {**self._loading(epoch), "batch_size": self.replay_batch_size}
         return CombinedLoader(ReplayBatch(current, ResumableLoader(selection, sampler=sampler, **loading)), "min_size")

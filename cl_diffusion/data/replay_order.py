@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cl_diffusion.data.images import Shape
-from cl_diffusion.data.labelled import LabelledImages
+from cl_diffusion.data.labelled import LabelledImages, on_device
 from cl_diffusion.data.permutation import Purpose, keyed_generator
 from cl_diffusion.data.replay_source import Pool
 from cl_diffusion.data.selection import Samples
@@ -31,15 +31,18 @@ class JoinedImages(LabelledImages):
     def shape(self) -> Shape:  # noqa: D102
         return self.parts[0].shape
 
-    def images(self, indices: Sequence[int]) -> Tensor:  # noqa: D102
+    def images(self, indices: Sequence[int] | Tensor) -> Tensor:  # noqa: D102
         wanted = torch.as_tensor(indices)
-        found = torch.empty(len(wanted), *self.shape)
-        for number, part in enumerate(self.parts):
-            start, end = self.starts[number], self.starts[number + 1]
-            mine = (wanted >= start) & (wanted < end)
-            if mine.any():
-                found[mine] = part.images((wanted[mine] - start).tolist())
-        return found
+        number = torch.bucketize(wanted, self.starts[1:], right=True)
+        order = number.argsort(stable=True)
+        groups = (wanted - self.starts[number])[order].split(number.bincount(minlength=len(self.parts)).tolist())
+        found = [part.images(group) for part, group in zip(self.parts, groups, strict=True) if len(group)]
+        there = next((images.device for images in found if images.device.type != "cpu"), torch.device("cpu"))
+        joined = torch.cat([images.to(there, non_blocking=True) for images in found])
+        return joined[on_device(order.argsort(), there)]
+
+    def on(self, device: torch.device) -> JoinedImages:  # noqa: D102
+        return JoinedImages([part.on(device) for part in self.parts])
 
 
 def replay_order(pools: Sequence[Pool], length: int, seed: int, epoch: int) -> tuple[JoinedImages, Tensor]:

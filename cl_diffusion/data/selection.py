@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cl_diffusion.data.labelled import LabelledImages
+from cl_diffusion.data.labelled import LabelledImages, on_device
 from cl_diffusion.data.permutation import Purpose, keyed_permutation
 from cl_diffusion.keys import KeyedBatch
 
@@ -102,11 +102,15 @@ class Selection(Dataset[Any]):
     """The samples at some indices of labelled images, fetched a batch at a time.
 
     A batch is ``(images, labels)``, float32 ``(B, C, H, W)`` in [-1, 1] and int64 ``(B,)``; ``keyed`` makes it a
-    ``KeyedBatch`` of that and the samples' indices in the images' data set.
+    ``KeyedBatch`` of that and the samples' indices in the images' data set. With a ``device``, batches are gathered
+    there, of images that are held there where they are held in memory.
     """
 
-    def __init__(self, images: LabelledImages, indices: Tensor, *, keyed: bool = False) -> None:
-        self.images = images
+    def __init__(
+        self, images: LabelledImages, indices: Tensor, *, keyed: bool = False, device: torch.device | None = None
+    ) -> None:
+        self.images = images if device is None else images.on(device)
+        self.labels = images.labels if device is None else images.labels.to(device)
         self.indices = indices
         self.keyed = keyed
 
@@ -115,11 +119,11 @@ class Selection(Dataset[Any]):
 
     def __getitem__(self, position: int) -> tuple[Tensor, Tensor]:
         index = int(self.indices[position])
-        return self.images.images([index])[0], self.images.labels[index]
+        return self.images.images([index])[0], self.labels[index]
 
     def __getitems__(self, positions: list[int]) -> Any:
         indices = self.indices[torch.as_tensor(positions)]
-        batch = self.images.images(indices.tolist()), self.images.labels[indices]
+        batch = self.images.images(indices), self.labels[on_device(indices, self.labels.device)]
         return KeyedBatch(batch, indices) if self.keyed else batch
 
 

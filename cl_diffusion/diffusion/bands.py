@@ -120,7 +120,7 @@ class SNRBands(Bands):
             raise ValueError(f"batch={type(batch).__name__}: expected a drawn batch with the `log_snr` of each sample.")
         position = torch.full_like(log_snr, -1, dtype=torch.int64)
         for number, band in enumerate(self.bands):
-            position[band.contains(log_snr)] = number
+            position = position.masked_fill(band.contains(log_snr), number)
         return position
 
     @override

@@ -84,7 +84,8 @@ def bits(schedule: NoiseSchedule, images: Tensor, x0: Tensor, variance: Tensor, 
             where ``beta_tilde`` is 0, that of ``t = 1`` stands in.
         t: int64 ``(B,)``.
     """
-    log_beta, floor, c0_squared = (table.to(images)[t].reshape(-1, 1, 1, 1) for table in _tables(schedule))
+    tables = (table.to(images, non_blocking=True) for table in _tables(schedule))
+    log_beta, floor, c0_squared = (table[t].reshape(-1, 1, 1, 1) for table in tables)
     v = (variance + 1) / 2
     logarithm = v * log_beta + (1 - v) * floor
     error = c0_squared * (images - x0).square()

@@ -77,14 +77,15 @@ class DenoisingLoss:
         if keys is not None and keys.shape != images.shape[:1]:
             raise ValueError(f"keys have shape {tuple(keys.shape)}: expected ({len(images)},), one key an image.")
         chosen = band or self.band
-        allowed = torch.arange(schedule.num_steps) if chosen is None else chosen.timesteps(schedule)
+        allowed = None if chosen is None else chosen.timesteps(schedule)
+        count = schedule.num_steps if allowed is None else len(allowed)
         if keys is None:
-            choice = torch.randint(len(allowed), images.shape[:1], device=images.device)
+            choice = torch.randint(count, images.shape[:1], device=images.device)
             noise = torch.randn_like(images)
         else:
-            choice = keyed_integers(keys, len(allowed)).to(images.device)
+            choice = keyed_integers(keys, count).to(images.device)
             noise = keyed_normal(keys, tuple(images.shape[1:])).to(images)
-        timesteps = allowed.to(images.device)[choice]
+        timesteps = choice if allowed is None else allowed.to(images.device)[choice]
         return DrawnBatch(images, labels, timesteps, noise, schedule.log_snr.to(images.device)[timesteps])
 
     def __call__(self, denoiser: Denoiser, drawn: DrawnBatch) -> Tensor:

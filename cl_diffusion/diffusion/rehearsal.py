@@ -117,7 +117,7 @@ class PartialDistillation(Rehearsal):
         stop = torch.randint(len(visited), (len(replay.images),), device=replay.images.device)
         x_t, last = torch.empty_like(replay.images), int(stop.max())
         for position, (_, x) in enumerate(self.sampler.chain(teacher, tuple(replay.images.shape), replay.labels)):
-            x_t[stop == position] = x[stop == position].to(x_t)
+            x_t = torch.where((stop == position).view(-1, 1, 1, 1), x.to(x_t), x_t)
             if position == last:
                 break
         return _answered(teacher, x_t, torch.tensor(visited, device=stop.device)[stop], replay.labels)

@@ -29,8 +29,16 @@ class SeededSteps(LightningModule):
     @override
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         key = derive_keys(self._seed, torch.tensor([self._batches]), draw=self.global_rank, purpose="training")
-        torch.manual_seed(int(key))
+        self._seed_generators(int(key))
         self._batches += 1
+
+    def _seed_generators(self, seed: int) -> None:
+        """``torch.manual_seed``, but for kinds of device that this is not on: each would note down the call stack."""
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed_all(seed)
+        elif self.device.type != "cpu":
+            torch.manual_seed(seed)
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -114,9 +114,7 @@ def test_a_non_finite_weight_stops_the_fit_at_the_boundary(tmp_path: Path) -> No
             if trainer.current_epoch == 1:
                 nn.init.constant_(pl_module.denoiser.network.conv_in.bias, float("nan"))
 
-    with pytest.raises(
-        FloatingPointError, match="task 1 ends with weights .* not finite, first of parameter 'denoiser"
-    ):
+    with pytest.raises(FloatingPointError, match="task 1 ends with weights .* not finite, first .* 'denoiser"):
         fit(ddpm(), tmp_path, Diverge(), EWC(DiagonalFisher()))
 
 
