@@ -11,6 +11,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from cl_diffusion.arguments import is_whole
 from cl_diffusion.data.images import ImageFormat, Shape
 from cl_diffusion.data.permutation import Purpose, keyed_generator
 from cl_diffusion.data.sampler import KeyedSampler, ResumableLoader
@@ -115,8 +116,11 @@ class TaskDataModule(PlainHyperparameters, LightningDataModule):
         if resident and num_workers:
             raise ValueError(f"resident=True with num_workers={num_workers}: batches are gathered in place; set 0.")
         for name in ("batch_size", "images_per_class", "importance_samples"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"{name}={value}: expected at least 1.")
+            value = getattr(self, name)
+            if not is_whole(value, 1) and not (value is None and name == "importance_samples"):
+                raise ValueError(f"{name}={value!r}: expected a whole number, at least 1.")
+        if not is_whole(num_workers, 0):
+            raise ValueError(f"num_workers={num_workers!r}: expected a whole number, at least 0.")
         if self.scenario.classes_are_known:
             self._check_stream()
 
@@ -271,5 +275,5 @@ class TaskDataModule(PlainHyperparameters, LightningDataModule):
 
     def _check_stream(self) -> None:
         self.schedule  # noqa: B018
-        if unknown := sorted(set(self.predict_classes or ()).difference(range(self.num_classes))):
+        if unknown := sorted(c for c in set(self.predict_classes or ()) if not 0 <= c < self.num_classes):
             raise ValueError(f"predict_classes names {unknown}: expected classes from 0 to {self.num_classes - 1}.")

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cl_diffusion.arguments import is_whole
+
 Shape = tuple[int, int, int]
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in ITU-R BT.601 grey."""
@@ -31,7 +33,7 @@ class ImageFormat:
     channels: int | None = None
 
     def __post_init__(self) -> None:
-        if self.image_size is not None and self.image_size < 1:
+        if self.image_size is not None and not is_whole(self.image_size, 1):
             raise ValueError(f"image_size={self.image_size}: expected at least 1, or None for the native size.")
         if self.resize not in ("resize", "pad"):
             raise ValueError(f"resize={self.resize!r}: expected 'resize' or 'pad'.")
@@ -75,9 +77,13 @@ def unit_image(image: Any) -> Tensor:
         tensor = tensor[None]
     if tensor.ndim != 3:
         raise ValueError(f"image has shape {tuple(tensor.shape)}: expected (C, H, W), or (H, W) for one channel.")
+    if not tensor.numel() or tensor.is_complex():
+        raise ValueError(
+            f"image has {tensor.dtype} values of shape {tuple(tensor.shape)}: expected real ones, at least one pixel."
+        )
     if tensor.dtype == torch.uint8:
         return tensor.float() / 255
-    if not tensor.is_floating_point() or tensor.min() < 0 or tensor.max() > 1:
+    if not tensor.is_floating_point() or not (tensor.min() >= 0 and tensor.max() <= 1):  # nor is NaN in the range
         raise ValueError(
             f"image has {tensor.dtype} values in [{tensor.min():.4g}, {tensor.max():.4g}]: expected uint8, or floats "
             "in [0, 1]. Drop a normalisation from the data set's transform."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -135,10 +136,20 @@ def _labels(dataset: Any) -> Tensor:
     found = None
     if getattr(dataset, "target_transform", None) is None:
         found = next((getattr(dataset, name) for name in ("targets", "labels") if hasattr(dataset, name)), None)
-    labels = torch.as_tensor([int(dataset[i][1]) for i in range(len(dataset))] if found is None else found)
+    labels = torch.as_tensor([_label(dataset, i) for i in range(len(dataset))] if found is None else found)
     if labels.shape != (len(dataset),) or labels.is_floating_point() or labels.min() < 0:
         raise ValueError(
             f"dataset={type(dataset).__name__} has labels of shape {tuple(labels.shape)} and type {labels.dtype}: "
             f"expected {len(dataset)} class ids, integers from 0."
         )
     return labels.long()
+
+
+def _label(dataset: Any, index: int) -> int:
+    given = dataset[index][1]
+    with contextlib.suppress(TypeError, ValueError, RuntimeError):  # no number, or several
+        if int(given) == given:
+            return int(given)
+    raise ValueError(
+        f"dataset={type(dataset).__name__}: the label of item {index} is {given!r}; expected an integer from 0."
+    )

@@ -223,7 +223,7 @@ def test_an_image_folder_is_a_stream(tmp_path: Path, image_folder: Any) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"batch_size": 0}, r"batch_size=0: expected at least 1"),
+        ({"batch_size": 0}, r"batch_size=0: expected a whole number, at least 1"),
         ({"images_per_class": 0}, r"images_per_class=0: expected"),
         ({"importance_samples": 0}, r"importance_samples=0: expected"),
         ({"holdout": 1.0}, r"holdout=1.0: expected more than 0 and less than 1"),
