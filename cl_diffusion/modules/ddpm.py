@@ -21,6 +21,7 @@ from cl_diffusion.diffusion.prediction import x0_and_noise
 from cl_diffusion.diffusion.samplers import DDIMSampler, Sampler
 from cl_diffusion.fisher import OutputLoss, SquaredError
 from cl_diffusion.keys import KeyedBatch, derive_keys, keyed_uniform
+from cl_diffusion.modules.factory import factory
 from cl_diffusion.modules.seeded_steps import SeededSteps
 from cl_diffusion.modules.sharded_network import shard_network
 from cl_diffusion.plain_hyperparameters import PlainHyperparameters
@@ -78,8 +79,8 @@ class DDPM(PlainHyperparameters, SeededSteps):
         self.loss = HybridLoss(reduction=reduction) if learned_variance else DenoisingLoss(reduction=reduction)
         self.sampler = sampler or DDIMSampler(steps=50)
         self.image_shape = image_shape
-        self._optimizer = optimizer
-        self._lr_scheduler = lr_scheduler
+        self._optimizer = factory(optimizer)
+        self._lr_scheduler = factory(lr_scheduler)
         self._task_losses: dict[int, MeanMetric] = {}
         self._looked = False
 

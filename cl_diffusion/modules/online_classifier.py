@@ -12,6 +12,7 @@ from torch.nn import functional
 from typing_extensions import override
 
 from cl_diffusion.keys import KeyedBatch
+from cl_diffusion.modules.factory import factory
 from cl_diffusion.plain_hyperparameters import PlainHyperparameters
 
 
@@ -30,7 +31,7 @@ class OnlineClassifier(PlainHyperparameters, LightningModule):
         super().__init__()
         self.save_hyperparameters(logger=False)
         self.network = network
-        self._optimizer = optimizer
+        self._optimizer = factory(optimizer)
         self.right = 0
         self.seen = 0
 

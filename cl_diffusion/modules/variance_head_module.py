@@ -17,6 +17,7 @@ from cl_diffusion.diffusion import DenoisingLoss
 from cl_diffusion.diffusion.variance_head import Target, VarianceHead
 from cl_diffusion.keys import KeyedBatch, derive_keys, keyed_normal
 from cl_diffusion.modules.ddpm import DDPM
+from cl_diffusion.modules.factory import factory
 from cl_diffusion.modules.seeded_steps import SeededSteps
 from cl_diffusion.plain_hyperparameters import PlainHyperparameters
 
@@ -63,8 +64,8 @@ class VarianceHeadModule(PlainHyperparameters, SeededSteps):
         self.head = VarianceHead.on(denoiser.network, trained.image_shape[0], target, layer, width)
         self.loss = DenoisingLoss()
         self._held_out = MeanMetric()
-        self._optimizer = optimizer
-        self._lr_scheduler = lr_scheduler
+        self._optimizer = factory(optimizer)
+        self._lr_scheduler = factory(lr_scheduler)
 
     def per_sample_loss(self, batch: Any, keys: Tensor | None = None) -> Tensor:
         """``(B,)``: the head's squared error, at one uniform timestep a sample; a function of ``keys`` where given."""

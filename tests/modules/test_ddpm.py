@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import copy
+import functools
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -237,3 +240,16 @@ def test_no_two_processes_and_no_two_steps_draw_the_same(tmp_path: Path) -> None
     assert len(noises) > 8
     for i, mine in enumerate(noises):
         assert not any(torch.equal(mine[:1], other[:1]) for other in noises[:i])
+
+
+def test_copies_share_what_makes_their_optimizer() -> None:
+    """Under LightningCLI it holds on to the Trainer, of which there is no copy once it has started processes."""
+    make = functools.partial(made, threading.Lock())
+    model = DDPM(unet(), optimizer=make, lr_scheduler=functools.partial(torch.optim.lr_scheduler.StepLR, step_size=1))
+    ((optimizer,), _) = copy.deepcopy(model).configure_optimizers()
+    assert isinstance(optimizer, torch.optim.Adam)
+
+
+def made(lock: Any, parameters: Any) -> torch.optim.Optimizer:
+    with lock:
+        return torch.optim.Adam(parameters)
