@@ -115,7 +115,7 @@ def main() -> None:
     given = parser.parse_args()
     assumed = Assumptions(**{field.name: getattr(given, field.name) for field in fields(Assumptions)})
     processes = given.processes if given.processes is not None else [] if given.quick else [1, 2, 4]
-    growths, equivalents = measured(QUICK if given.quick else Sizes(), processes, (64, 256, 1024))
+    growths, equivalents = measured(QUICK if given.quick else Sizes(), processes, (64, 256, 512))
     head = ["part", "quantity", "across", "range", "exponent (residual)", "nearer law (residual)"]
     shown("Growth in one variable, all others standing", head, [growth.row() for growth in growths])
     costs = [[name, f"{cost:.2f}"] for name, cost in equivalents.items()]

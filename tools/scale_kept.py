@@ -20,7 +20,10 @@ from cl_diffusion.plasticity.firing import InterFiringTimes
 
 def by_tasks(sizes: Sizes) -> list[Growth]:
     """Bytes that a penalty keeps, exactly, and seconds of a step of it, by how it keeps them."""
-    weights, layer = network(sizes.penalty, CPU), {"layer": torch.zeros(max(2, sizes.penalty // 1000), 1000)}
+    weights, layer = (
+        network(sizes.penalty, CPU),
+        {"layer": torch.zeros(round(sizes.penalty**0.5), round(sizes.penalty**0.5))},
+    )
     cases: dict[str, tuple[Callable[[Parameters], Quadratic], Parameters, Memory]] = {
         "diagonal, merged": (diagonal, weights, "merged"),
         "rank one, merged": (rank_one, weights, "merged"),
@@ -38,7 +41,7 @@ def by_tasks(sizes: Sizes) -> list[Growth]:
             kept.append((float(tasks), held(penalty.terms) * 2**20))
             terms = penalty.working(theta)
             step = {"": lambda terms=terms, at=theta, to=gradients: add_gradients_(terms, to, at, 1e-9)}
-            seconds.append((float(tasks), alternating(step, 3 * sizes.rounds, CPU)[""]["seconds"]))
+            seconds.append((float(tasks), alternating(step, 2 * sizes.rounds, CPU)[""]["seconds"]))
         growths.append(Growth(f"penalty: {part}", "bytes kept", "tasks", tuple(kept)))
         growths.append(Growth(f"penalty: {part}", f"s, {sizes.penalty:,} parameters", "tasks", tuple(seconds)))
     return growths
@@ -74,7 +77,7 @@ def by_side(sizes: Sizes) -> list[Growth]:
         matrix = torch.randn(side, side, dtype=torch.float64)
         factor = matrix @ matrix.T
         runs = {"basis": lambda f=factor: eigenbasis(f), "product": lambda m=matrix: m @ m}
-        found = alternating(runs, 3 * sizes.rounds, CPU)
+        found = alternating(runs, 2 * sizes.rounds, CPU)
         bases.append((float(side), found["basis"]["seconds"]))
         products.append((float(side), found["product"]["seconds"]))
     return [
