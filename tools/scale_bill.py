@@ -242,4 +242,4 @@ HEAD = [
 
 def told(value: float) -> str:
     """Three digits; nothing of nothing."""
-    return "" if not value else f"{value:,.0f}" if value >= 100 else f"{value:.2g}"
+    return "" if not value else f"{value:,.0f}" if value >= 99.5 else f"{value:.2g}"
