@@ -64,8 +64,10 @@ class ContinualCLI(LightningCLI):
         self.config[self.subcommand]["weights_only"] = True  # no pickle is read from a checkpoint
         if self.subcommand in ("validate", "test"):
             self.config[self.subcommand]["verbose"] = False  # Lightning's table has a column a loader; see below
-        # Neither concerns the user: Lightning on a newer torch, and callbacks that only a fit needs.
+        # None concerns the user: Lightning on a newer torch, the `configure_model` of DDPM, which shards where it is asked
+        # to, and callbacks that only a fit needs.
         warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\)")
+        warnings.filterwarnings("ignore", message=".*WeightAveraging callback with a model that overrides")
         if self.subcommand != "fit":
             warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint")
         if self.subcommand == "fit":

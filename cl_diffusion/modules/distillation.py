@@ -71,6 +71,10 @@ class DistillationMixin(_Base):
     def student(self) -> nn.Module:
         """The part of the module whose copy is the teacher."""
 
+    def both_losses(self, current: Any, replay: Any | None) -> tuple[Tensor, Tensor | None]:
+        """``current_losses`` and ``old_losses``; to be overridden where both are had at once for less."""
+        return self.current_losses(current, replay), self.old_losses(current, replay)
+
     @abstractmethod
     def current_losses(self, current: Any, replay: Any | None) -> Tensor:
         """``(B,)``, of the current task, given the two parts of a batch."""
@@ -98,8 +102,8 @@ class DistillationMixin(_Base):
     def combined_loss(self, batch: Any) -> Tensor:
         """The scalar to train on, of a batch with or without replay; its two terms are logged."""
         current, replay = batch if isinstance(batch, ReplayBatch) else (batch, None)
-        loss = self.current_losses(current, replay).mean()
-        old = self.old_losses(current, replay)
+        losses, old = self.both_losses(current, replay)
+        loss = losses.mean()
         if old is None:
             return loss
         self.log_dict({"current_loss": loss, "old_loss": old.mean()}, batch_size=1)

@@ -145,6 +145,34 @@ def test_a_partial_chain_stops_where_it_is_asked() -> None:
         torch.testing.assert_close(question.x_t[row], states[t][row])
 
 
+@pytest.mark.parametrize("kind", REHEARSALS)
+@pytest.mark.parametrize("noise_of_replay", [False, True])
+def test_one_forward_is_the_same_step(kind: str, noise_of_replay: bool) -> None:
+    options = {"rehearsal": REHEARSALS[kind](), "noise_of_replay": noise_of_replay}
+    options |= {"bands": SNRBands.by_quantile(), "band_weights": {"low": 0.5}}
+    found = []
+    for one_forward in (False, True):
+        student, forwards = taught(one_forward=one_forward, **options), 0
+
+        def count(*_: Any) -> None:
+            nonlocal forwards
+            forwards += 1
+
+        student.denoiser.register_forward_hook(count)
+        torch.manual_seed(7)
+        losses, old = student.both_losses(batch(), batch(1, size=6))
+        assert old is not None
+        (losses.mean() + old.mean()).backward()
+        found.append((losses, old, [p.grad for p in student.parameters() if p.grad is not None], forwards))
+    torch.testing.assert_close(found[0][:3], found[1][:3], rtol=1e-4, atol=1e-6)
+    assert found[0][3] == found[1][3] + 1
+
+
+def test_one_forward_is_refused_where_layers_look_at_the_batch() -> None:
+    with pytest.raises(ValueError, match="one_forward=True, and the network has batch norms"):
+        DistilledDDPM(nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1)), one_forward=True)
+
+
 @pytest.mark.parametrize("tasks", [1, 3])
 def test_balanced_and_sum_weigh_as_published(tasks: int) -> None:
     both = ReplayBatch(batch(0), batch(1))
