@@ -8,99 +8,49 @@ package beside a bare loop over the same network, batches, optimizer and loss, w
 On a GPU: the fit eager in fp32, with and without TF32, and as ``hardware/gpu.yaml`` has it; the share it reaches of the
 rate of a large matrix product in bfloat16; and the hours of the paper's MNIST run that follow.
 
-A block is one epoch, from a batch's start to that of the next epoch's; blocks take turns, and medians are told. Set-up,
-earlier tasks and compiling lie before the first timed block. The bare loop runs in a thread of its own, as a fit here
-has to: the same step takes 9 percent longer there than in the main thread, which allocates memory otherwise. The images
-of a rate are the current task's; those replayed come on top. The penalty, a reading of the parameters, is left out: see
-``tools/bench_penalty.py``.
+A block is one epoch, from a batch's start to that of the next epoch's. Blocks of a fit and of the bare loop take turns
+in one thread, within the fit, and the median of their ratios is told: they have the machine alike. (In a thread of its
+own the same loop took 9 percent longer here: memory is allocated otherwise.) Set-up, earlier tasks, compiling and a
+first block of each lie before. Alternatives are fits one after the other. The images of a rate are the current task's;
+those replayed come on top. The penalty, a reading of the parameters, is left out: see ``tools/bench_penalty.py``.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import copy
 import json
 import logging
 import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import yaml
+from blocks_of_steps import BlocksOfSteps, Enough
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import instantiate_class
 from lightning.pytorch.loggers import CSVLogger
-from paused_fit import PausedFit
 from side_by_side import alternating, environment
-from torch import Tensor, nn
+from steps_of_training import NETWORKS, BareLoop, Stage, batches, model, stream, unet
 from torch.utils.flop_counter import FlopCounterMode
 
-from cl_diffusion import DDPM, DistilledDDPM, ReplayDataModule, TaskDataModule
-from cl_diffusion.data import ClassBalancedBuffer
-from cl_diffusion.data.images import ImageFormat
-from cl_diffusion.data.labelled import LabelledImages, StoredImages
-from cl_diffusion.data.sources import SOURCES, Source
-from cl_diffusion.diffusion import NoiseSchedule
+from cl_diffusion import DDPM, TaskDataModule
 from cl_diffusion.diffusion.samplers import DDIMSampler
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-NETWORKS = {"paper": "unet_32x32", "16x16": "unet_16x16", "8x8": "unet_8x8"}
 PAPER = {"tasks": 5, "epochs": 200, "images": 12_000, "drawn": 5000 * (2 + 4 + 6 + 8), "sampler_steps": 50}
 """2509.23593 on MNIST; ``drawn`` before tasks 2 to 5, of each old class."""
-LR = 2e-4
-Stage = Literal["first task", "later tasks"]
 
 
-def unet(name: str) -> nn.Module:
-    """The network of a file in ``configs/model``."""
-    from diffusers import UNet2DModel
-
-    config = yaml.safe_load((CONFIGS / "model" / f"{NETWORKS[name]}.yaml").read_text())
-    torch.manual_seed(0)
-    network: nn.Module = UNet2DModel(**config["model"]["init_args"]["network"]["init_args"])
-    return network
-
-
-def model(name: str, stage: Stage) -> DDPM:
-    """As the package trains it; the two terms of the later tasks are added."""
-    adam = lambda parameters: torch.optim.Adam(parameters, lr=LR)  # noqa: E731
-    if stage == "first task":
-        return DDPM(unet(name), optimizer=adam)
-    return DistilledDDPM(unet(name), balance="sum", optimizer=adam)
-
-
-def stream(size: int, steps: int, batch_size: int, stage: Stage, resident: bool = False) -> TaskDataModule:
-    """Two tasks of noise images, ``steps`` full batches an epoch; the stage's task never ends."""
-
-    def load(root: str, download: bool, image_format: ImageFormat) -> list[LabelledImages]:
-        generator = torch.Generator().manual_seed(0)
-        pixels = torch.randint(256, (2 * steps * batch_size, 1, size, size), generator=generator, dtype=torch.uint8)
-        images = StoredImages(pixels, torch.arange(len(pixels)) % 2, 2, image_format)
-        return [images, images]
-
-    SOURCES["noise"] = Source(load, (1, size, size), 2)
-    options: dict[str, Any] = {
-        "dataset": "noise",
-        "classes_per_task": 1,
-        "epochs_per_task": [10**6, 1] if stage == "first task" else [1, 10**6],
-        "batch_size": batch_size,
-        "resident": resident,
-    }
-    if stage == "first task":
-        return TaskDataModule(**options)
-    return ReplayDataModule(ClassBalancedBuffer(images=steps * batch_size), 0.5, **options)
-
-
-def fit(
-    name: str, data: TaskDataModule, stage: Stage, steps: int, folder: str, **options: Any
-) -> tuple[PausedFit, LightningModule]:
-    """A fit of the package that waits at its first step of the stage."""
+def timed(
+    module: LightningModule, data: TaskDataModule, blocks: BlocksOfSteps, folder: str, **options: Any
+) -> BlocksOfSteps:
+    """A fit of the package, until all blocks are timed."""
     trainer = Trainer(
         max_epochs=data.num_epochs,
         reload_dataloaders_every_n_epochs=1,
@@ -113,59 +63,10 @@ def fit(
         default_root_dir=folder,
         **options,
     )
-    module = model(name, stage)
-    return PausedFit(trainer, module, data, first=0 if stage == "first task" else steps), module
-
-
-class BareLoop:
-    """The same step, written out: a network, two tables, Adam, and batches that lie ready.
-
-    Args:
-        name: of the network.
-        batches: images and labels; in later tasks two pairs.
-        device: of all of it.
-    """
-
-    def __init__(self, name: str, batches: list[Any], device: torch.device) -> None:
-        schedule = NoiseSchedule.linear()
-        self.signal, self.noise = schedule.signal.float().to(device), schedule.noise.float().to(device)
-        self.network = unet(name).to(device)
-        self.teacher = copy.deepcopy(self.network).eval().requires_grad_(False)
-        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=LR)
-        self.batches = batches
-
-    def noised(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The noisy images, their timesteps, and the noise."""
-        t = torch.randint(len(self.signal), images.shape[:1], device=images.device)
-        noise = torch.randn_like(images)
-        return self.signal[t].view(-1, 1, 1, 1) * images + self.noise[t].view(-1, 1, 1, 1) * noise, t, noise
-
-    def loss(self, current: Any, replay: Any | None) -> Tensor:
-        """Of the current images, and of the teacher's answer on the replayed ones."""
-        x_t, t, wanted = self.noised(current[0])
-        loss = (self.network(x_t, t, class_labels=current[1], return_dict=False)[0] - wanted).square().mean()
-        if replay is None:
-            return loss
-        x_t, t, _ = self.noised(replay[0])
-        with torch.no_grad():
-            wanted = self.teacher(x_t, t, class_labels=replay[1], return_dict=False)[0]
-        return loss + (self.network(x_t, t, class_labels=replay[1], return_dict=False)[0] - wanted).square().mean()
-
-    def run(self) -> None:
-        """An epoch."""
-        for current, replay in self.batches:
-            self.optimizer.zero_grad()
-            self.loss(current, replay).backward()
-            self.optimizer.step()
-
-
-def batches(data: TaskDataModule, stage: Stage, device: torch.device) -> list[Any]:
-    """An epoch's, as pairs of the current and the replayed part."""
-    task = 0 if stage == "first task" else 1
-    found = iter(data.training_loader(task, task))
-    pairs = [(batch, None) if task == 0 else tuple(batch[0]) for batch in found]
-    move = lambda part: None if part is None else tuple(tensor.to(device) for tensor in part)  # noqa: E731
-    return [(move(current), move(replay)) for current, replay in pairs]
+    trainer.callbacks.append(blocks)  # type: ignore[attr-defined]
+    with contextlib.suppress(Enough):
+        trainer.fit(module, datamodule=data)
+    return blocks
 
 
 @contextlib.contextmanager
@@ -218,72 +119,53 @@ def peak(device: torch.device, rounds: int) -> float:
     return times * 2 * size**3 / found["product"]["fastest"]
 
 
-def round_trips(run: Callable[[], object], steps: int) -> float:
-    """How often in a step the host waits for the GPU."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        torch.cuda.set_sync_debug_mode("warn")
-        try:
-            run()
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-    return sum("synchronizing" in str(warning.message) for warning in caught) / steps
-
-
 def measure(stage: Stage, given: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """All alternatives of a stage, in turns."""
+    """All alternatives of a stage, each in turns with the bare loop where there is one."""
     size = unet(given.network).config.sample_size
     gpu = device.type == "cuda"
-    runs: dict[str, Callable[[], object]] = {}
-    fits: list[PausedFit] = []
-    processor: dict[str, list[float]] = {}
+    found: dict[str, Any] = {}
+    bare: BareLoop | None = None
+    if not gpu or given.bare:
+        data = stream(size, given.steps, given.batch_size, stage)
+        bare = BareLoop(given.network, batches(data, stage, device), device)
 
-    def add(label: str, flags: tuple[bool, bool], resident: bool = False, **options: Any) -> None:
+    def add(label: str, flags: tuple[bool, bool], one: bool = False, resident: bool = False, **options: Any) -> None:
         data = stream(size, given.steps, given.batch_size, stage, resident)
-        paused, _ = fit(given.network, data, stage, given.steps, f"{folder}/{stage}/{label}", **options)
-        fits.append(paused)
+        first = 0 if stage == "first task" else given.steps
+        blocks = BlocksOfSteps(first, given.steps, given.rounds, None if bare is None else bare.run)
+        with tempfile.TemporaryDirectory() as folder, tf32(*flags):
+            timed(model(given.network, stage, one), data, blocks, folder, **options)
+        if bare is not None and "bare loop" not in found:
+            found["bare loop"] = figures(blocks.other, None, given, stage)
+        found[label] = {**figures(blocks.fit, blocks.other, given, stage), "round_trips_a_step": blocks.round_trips}
 
-        def run() -> None:
-            with tf32(*flags):
-                paused.run(given.steps)
-
-        runs[label] = run
-
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(1) as thread:
-        plain = {"accelerator": "gpu" if gpu else "cpu", "devices": 1}
-        if not gpu or given.bare:
-            data = stream(size, given.steps, given.batch_size, stage)
-            bare = BareLoop(given.network, batches(data, stage, device), device)
-            runs["bare loop"] = lambda: thread.submit(bare.run).result()
-        add("fit, eager fp32", (False, False), **plain)
-        if gpu:
-            add("fit, eager fp32, TF32", (True, True), **plain)
-        if gpu or given.hardware:
-            add("fit, hardware/gpu.yaml", (False, True), resident=True, **hardware(given.backend, device))
-        timed = {label: _noting(run, processor.setdefault(label, [])) for label, run in runs.items()}
-        found: dict[str, Any] = alternating(timed, given.rounds, device)
-        if gpu:
-            found["fit, hardware/gpu.yaml"]["round_trips_a_step"] = round_trips(
-                runs["fit, hardware/gpu.yaml"], given.steps
-            )
-        for paused in fits:
-            paused.close()
-    for label, figures in found.items():
-        figures["processor_seconds"] = statistics.median(processor[label][1:])
-        figures["images_a_second"] = given.steps * given.batch_size / figures["seconds"]
-        figures["flops_a_second"] = figures["images_a_second"] * flops_of_a_step(given.network, stage)
+    plain = {"accelerator": "gpu" if gpu else "cpu", "devices": 1}
+    add("fit, eager fp32", (False, False), **plain)
+    if stage == "later tasks":
+        add("fit, one forward", (False, False), one=True, **plain)
+    if gpu:
+        add("fit, eager fp32, TF32", (True, True), **plain)
+    if gpu or given.hardware:
+        add("fit, hardware/gpu.yaml", (False, True), one=True, resident=True, **hardware(given.backend, device))
     return found
 
 
-def _noting(run: Callable[[], object], taken: list[float]) -> Callable[[], None]:
-    """The same, and the processor's seconds of it, which others on the machine hardly change."""
-
-    def noted() -> None:
-        start = time.process_time()
-        run()
-        taken.append(time.process_time() - start)
-
-    return noted
+def figures(
+    blocks: list[tuple[float, float]], bare: list[tuple[float, float]] | None, given: argparse.Namespace, stage: Stage
+) -> dict[str, Any]:
+    """Medians over blocks, and of their ratios to the bare loop's beside them."""
+    rate = given.steps * given.batch_size / statistics.median(wall for wall, _ in blocks)
+    found = {
+        "seconds": statistics.median(wall for wall, _ in blocks),
+        "processor_seconds": statistics.median(processor for _, processor in blocks),
+        "images_a_second": rate,
+        "flops_a_second": rate * flops_of_a_step(given.network, stage),
+    }
+    for position, clock in enumerate(("seconds", "processor_seconds") if bare else ()):
+        ratios = [mine[position] / other[position] for mine, other in zip(blocks, bare or (), strict=True)]
+        found[f"ratio_of_{clock}"] = statistics.median(ratios)
+        found[f"ratios_of_{clock}"] = ratios
+    return found
 
 
 def paper_hours(name: str, rates: dict[Stage, float]) -> dict[str, float]:
@@ -344,8 +226,7 @@ def report(given: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     if device.type == "cpu":
         print()
         for clock in ("seconds", "processor_seconds"):
-            ratios = {s: f["fit, eager fp32"][clock] / f["bare loop"][clock] for s, f in stages.items()}
-            found[f"ratio_of_{clock}"] = ratios
+            ratios = {s: f["fit, eager fp32"][f"ratio_of_{clock}"] for s, f in stages.items()}
             told = ", ".join(f"{ratio:.3f} ({s})" for s, ratio in ratios.items())
             print(f"a fit to a bare loop, in {clock.replace('_', ' ')}: {told}")
         print("what hardware/gpu.yaml gains is measured on a GPU")

@@ -64,8 +64,8 @@ class ContinualCLI(LightningCLI):
         self.config[self.subcommand]["weights_only"] = True  # no pickle is read from a checkpoint
         if self.subcommand in ("validate", "test"):
             self.config[self.subcommand]["verbose"] = False  # Lightning's table has a column a loader; see below
-        # None concerns the user: Lightning on a newer torch, the `configure_model` of DDPM, which shards where it is asked
-        # to, and callbacks that only a fit needs.
+        # None concerns the user: Lightning on a newer torch, DDPM's `configure_model`, which shards where it is asked,
+        # and callbacks that only a fit needs.
         warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\)")
         warnings.filterwarnings("ignore", message=".*WeightAveraging callback with a model that overrides")
         if self.subcommand != "fit":
