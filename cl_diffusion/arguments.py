@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral
 
 
 def is_whole(value: object, least: int) -> bool:
     """Whether it is an integer of at least so much; True and 2.0 are none."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+    return isinstance(value, Integral) and not isinstance(value, bool) and value >= least  # type: ignore[operator]
 
 
 def require_whole(least: int, **given: object) -> None:

@@ -16,7 +16,8 @@ def averaged_weights(trainer: Trainer | None) -> Iterator[None]:
 
     Its own all along where no ``WeightAveraging`` (Lightning's, such as ``EMAWeightAveraging``) averages yet.
     """
-    averaging = next((each for each in _averaging(trainer) if int(each._average_model.n_averaged) > 0), None)
+    of_checkpoints = _averaging(trainer)[-1:]  # of several, the last one's are in a checkpoint
+    averaging = next((each for each in of_checkpoints if int(each._average_model.n_averaged) > 0), None)
     if trainer is None or averaging is None:
         yield
         return

@@ -68,14 +68,22 @@ def plain_checkpoint(checkpoint: Path, argument: str = "ckpt_path") -> dict[str,
     """
     try:
         loaded = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except (
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        LookupError,
+        ValueError,
+        AssertionError,
+        AttributeError,
+    ) as error:
         why = next((line for line in str(error).splitlines() if "Unsupported" in line or "GLOBAL" in line), str(error))
         raise ValueError(
             f"{argument}={str(checkpoint)!r} is no checkpoint of tensors and plain values, and nothing else is read "
             f"({why.strip()[:200]}); give one that a fit of this package has written"
         ) from error
-    if not isinstance(loaded, dict):
-        raise ValueError(f"{argument}={str(checkpoint)!r} holds a {type(loaded).__name__}; expected a checkpoint")
+    if not isinstance(loaded, dict) or "state_dict" not in loaded:
+        raise ValueError(f"{argument}={str(checkpoint)!r} holds no state_dict; expected a checkpoint of a fit")
     return loaded
 
 

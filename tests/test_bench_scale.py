@@ -141,7 +141,8 @@ def test_the_bytes_of_the_bill_are_those_of_the_formulas(bill: Any) -> None:
     assert part(found, "replay pool").host == 1000 * 950 * 12288
     teacher = part(found, "teacher, and its part of each step")
     assert found.needed(teacher) == 16e9 + 4e9 + 64 * 0.5e9 + 4e9  # Adam and gradients, buckets, activations, itself
-    assert found.needed(teacher, sharded=True) == 16e9 / 8 + 64 * 0.5e9 + 4e9 / 8
+    merged = part(found, "penalty: diagonal, merged")
+    assert found.needed(merged, sharded=True) == 16e9 / 8 + 64 * 0.5e9 + 8e9 / 8
 
 
 def test_hours_are_forward_passes_over_the_assumed_rate_and_do_not_know_how_many_gpus_share_them(bill: Any) -> None:

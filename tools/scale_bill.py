@@ -111,11 +111,11 @@ class Bill:
         yield Part(
             "  all-reduce of its gradients, if nothing hides it", hours=self._ring(self.weights) * self.steps * tasks
         )
-        yield Part("averaged weights (EMA)", self.weights, True, disk=self.weights, with_step=True)
+        yield Part("averaged weights (EMA)", self.weights, disk=self.weights, with_step=True)
         share = self.assumed.replay_share / (1 - self.assumed.replay_share)
         distilled = self.equivalents["distilled step"] * share * trained * old
         teacher = self._hours(distilled, self.assumed.bf16_tflops)
-        yield Part("teacher, and its part of each step", self.weights, True, teacher, disk=self.weights, with_step=True)
+        yield Part("teacher, and its part of each step", self.weights, hours=teacher, disk=self.weights, with_step=True)
 
     def _fishers(self) -> Iterator[Part]:
         one, entries, lanczos = self.network.parameters, self.network.factor_entries, self.assumed.lanczos_steps

@@ -90,8 +90,9 @@ class CompiledNetwork(Callback):
         self._as_written()
 
     def _compiled(self, network: nn.Module) -> _Compiled:
-        if self.channels_last:
-            network.to(memory_format=torch.channels_last)
+        for parameter in network.parameters() if self.channels_last else ():
+            if parameter.ndim == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         network.compile(backend=self.backend, mode=self.mode, dynamic=False)
         compiled, network._compiled_call_impl = network._compiled_call_impl, None
         assert compiled is not None
@@ -109,6 +110,10 @@ def _networks(module: LightningModule, names: Sequence[str] | None) -> list[nn.M
         raise ValueError(f"networks: {type(module).__name__} has no part {unknown[0]!r}; name those of named_modules()")
     if names is None:
         names = [name for name, part in module.named_children() if next(part.parameters(), None) is not None]
+    if lists := [name for name in names if isinstance(known[name], (nn.ModuleList, nn.ModuleDict))]:
+        raise ValueError(
+            f"networks: {lists[0]!r} is a list, which is never called; name its parts, such as '{lists[0]}.0'"
+        )
     networks = [_network(known[name]) for name in names]
     for name, network in zip(names, networks, strict=True):
         if network._compiled_call_impl is not None or hasattr(network, "_orig_mod"):

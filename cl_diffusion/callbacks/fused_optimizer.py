@@ -17,14 +17,16 @@ class FusedOptimizer(Callback):
     argument of the optimizer. In fp16 the scaler then divides the gradients itself before callbacks see them, which it
     leaves to an optimizer that was created with ``fused=True``.
 
-    Groups that ask for a step that cannot be fused (``foreach``, ``differentiable``) are left alone.
+    Groups that ask for a step that cannot be fused (``foreach``, ``differentiable``), or hold parameters that are not
+    real numbers, are left alone. Sparse gradients have no fused step: leave the callback out.
     """
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for optimizer in trainer.optimizers:
             for group in optimizer.param_groups:
-                if "fused" in group and not group.get("foreach") and not group.get("differentiable"):
+                real = all(parameter.is_floating_point() for parameter in group["params"])
+                if "fused" in group and real and not group.get("foreach") and not group.get("differentiable"):
                     _fuse(optimizer, group)
 
 

@@ -13,7 +13,6 @@ from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
 from cl_diffusion.arguments import is_whole
-from cl_diffusion.averaged_weights import restart_average
 from cl_diffusion.linalg.shards import local
 from cl_diffusion.stream import TaskStream
 
@@ -44,9 +43,6 @@ class TaskCallback(Callback):
     next task's. A boundary that a checkpoint on the last batch of an epoch would lose is made up before training goes
     on. Tasks are counted from 0.
 
-    Averaged weights (Lightning's ``WeightAveraging``) start anew at the first batch of each task: what of an older task
-    is left in the average alone would pass for memory.
-
     Args:
         epochs_per_task: the length of a task, in a project whose data module knows nothing of tasks.
 
@@ -67,7 +63,6 @@ class TaskCallback(Callback):
         self._restored = False
         self._broken_off = False
         self._trained = False
-        self._started = False  # since the last batch
 
     def on_task_start(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         """Before the first epoch of the task."""
@@ -123,9 +118,6 @@ class TaskCallback(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self._running is None:  # ended within the epoch
             self._catch_up(trainer, pl_module)
-        if self._started:  # not before the teacher and the replay of the task are there, which are averaged weights'
-            restart_average(trainer)
-            self._started = False
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -201,7 +193,7 @@ class TaskCallback(Callback):
         stream = task_stream(trainer)
         task = self._ended if stream is None else stream.task_at(trainer.current_epoch)
         if self._running is None and (stream is None or self._ended <= task < stream.num_tasks):
-            self._running, self._epochs, self._started = task, 0, True
+            self._running, self._epochs = task, 0
             self.on_task_start(trainer, pl_module, task)
 
     def _end(self, trainer: Trainer, pl_module: LightningModule) -> None:

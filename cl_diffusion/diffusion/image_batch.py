@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-FAR_OUT = 10.0
-"""No image or latent in about [-1, 1] reaches it, and every image in 0 .. 255 that is not black does."""
+FAR_OUT = 100.0
+"""No image in [-1, 1] and no latent reaches it; images in 0 .. 255 do, but for dark ones."""
 
 
 def require_images(images: object, labels: object) -> None:

@@ -15,7 +15,7 @@ from cl_diffusion.fisher.capture import visit_layers
 from cl_diffusion.fisher.layers import LayerGradients
 from cl_diffusion.fisher.layers.layer import in_single
 from cl_diffusion.fisher.per_sample import by_backward, by_vmap
-from cl_diffusion.fisher.sharded import backward_sums
+from cl_diffusion.fisher.sharded import backward_sums, require_means
 from cl_diffusion.linalg import Parameters, parameters
 from cl_diffusion.linalg.shards import is_sharded
 
@@ -67,6 +67,9 @@ class LossGradients:
             )
         parameters.require_real(self.parameters)
         self.sharded = is_sharded(self.parameters)
+        self._every = list(model.parameters())  # as shards: within a forward some are whole
+        if self.sharded:
+            require_means(model)
         if chunk_size is not None and chunk_size < 1:
             raise ValueError(f"chunk_size={chunk_size!r}; expected at least 1 sample, or None")
         self._model = model
@@ -105,7 +108,7 @@ class LossGradients:
             with torch.enable_grad():
                 losses = self.losses(batch)
             weights = torch.ones_like(losses) if weights is None else weights.to(losses)
-            return backward_sums(losses, weights, self.parameters)
+            return backward_sums(losses, weights, self.parameters, self._every)
         with torch.enable_grad():
             losses = self.losses(batch)
         if not losses.requires_grad:  # none of the parameters takes part

@@ -7,9 +7,9 @@ lockstep.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -41,18 +41,48 @@ def resharded(model: nn.Module) -> Iterator[None]:
         reshard(model)
 
 
-def backward_sums(losses: Tensor, weights: Tensor, parameters: Mapping[str, Tensor]) -> Parameters:
-    """``sum_i w_i g_i`` over the samples of all processes, in shards; ``.grad`` is left as found."""
-    named = list(parameters.items())
-    before = [parameter.grad for _, parameter in named]
+def backward_sums(
+    losses: Tensor, weights: Tensor, parameters: Mapping[str, Tensor], every: Sequence[Tensor]
+) -> Parameters:
+    """``sum_i w_i g_i`` over the samples of all processes, in shards.
+
+    Args:
+        losses: ``(B,)``, of this process's samples.
+        weights: ``(B,)``.
+        parameters: whose gradients are asked for.
+        every: parameter of the model, as shards: a backward writes the ``.grad`` of all of them, which is put back.
+    """
+    before = [parameter.grad for parameter in every]
     try:
-        for _, parameter in named:
+        for parameter in every:
             parameter.grad = None
         losses.backward(weights)
+        named = parameters.items()
         return {name: torch.zeros_like(p) if p.grad is None else _times_processes(p.grad) for name, p in named}
     finally:
-        for (_, parameter), gradient in zip(named, before, strict=True):
+        for parameter, gradient in zip(every, before, strict=True):
             parameter.grad = gradient
+
+
+def require_means(model: nn.Module) -> None:
+    """Refuse a sharded model whose backward would leave something else than the mean over processes of its own loss.
+
+    Raises:
+        ValueError: names what was set.
+    """
+    for module, group in _parameter_groups(model):
+        found = {
+            "set_gradient_divide_factor": group.gradient_divide_factor is not None,
+            "set_requires_gradient_sync(False)": not group.reduce_grads,
+            "accumulated gradients that are not reduced yet": any(
+                parameter.unsharded_accumulated_grad is not None for parameter in group.fsdp_params
+            ),
+        }
+        if wrong := [what for what, is_so in found.items() if is_so]:
+            raise ValueError(
+                f"{type(module).__name__} is sharded with {wrong[0]}, and a Fisher takes what a backward leaves for "
+                "the mean over processes; undo it before the pass (at a task's end, a step must have been taken)"
+            )
 
 
 def in_lockstep(passed: Iterator[Drawn]) -> Iterator[Drawn]:
@@ -92,6 +122,15 @@ def require_finite_everywhere(vector: Parameters) -> None:
         raise FloatingPointError(
             f"a sum of gradients is not finite, first {where}; check the samples, or whether training has diverged"
         )
+
+
+def _parameter_groups(model: nn.Module) -> Iterator[tuple[nn.Module, Any]]:
+    """Each sharded part, and what torch keeps of its parameters: one group, or in a newer version several."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            state: Any = module._get_fsdp_state()
+            groups = state._fsdp_param_groups if hasattr(state, "_fsdp_param_groups") else [state._fsdp_param_group]
+            yield from ((module, group) for group in groups if group is not None)
 
 
 def _times_processes(gradient: Tensor) -> Tensor:

@@ -14,6 +14,19 @@ from cl_diffusion.linalg import parameters
 
 
 @contextmanager
+def as_written(model: nn.Module) -> Iterator[None]:
+    """No part of a model is run compiled (``nn.Module.compile``) inside: a pass differentiates as such code cannot."""
+    compiled = [(part, part._compiled_call_impl) for part in model.modules() if part._compiled_call_impl is not None]
+    for part, _ in compiled:
+        part._compiled_call_impl = None
+    try:
+        yield
+    finally:
+        for part, call in compiled:
+            part._compiled_call_impl = call
+
+
+@contextmanager
 def undisturbed(model: nn.Module) -> Iterator[nn.Parameter]:
     """Evaluation mode, gradients allowed, no autocast, torch's random state put back; yields the first parameter.
 
@@ -26,6 +39,7 @@ def undisturbed(model: nn.Module) -> Iterator[nn.Parameter]:
     devices = [first.device] if first.device.type == "cuda" else []
     with (
         resharded(model),
+        as_written(model),
         evaluation_mode(model),
         torch.random.fork_rng(devices),
         torch.inference_mode(False),

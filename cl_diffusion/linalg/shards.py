@@ -80,8 +80,8 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def wholes(state: Any) -> Any:
-    """The same structure with whole tensors."""
-    return tree_map(lambda leaf: whole(leaf) if isinstance(leaf, Tensor) else leaf, state)
+    """The same structure with whole tensors, what was sharded on the CPU: no device holds more than one at a time."""
+    return tree_map(lambda leaf: whole(leaf).cpu() if isinstance(leaf, DTensor) else leaf, state)
 
 
 def dealt_out(tensor: Tensor, like: Tensor) -> Tensor:

@@ -48,9 +48,9 @@ class FrechetDistance:
         with self._metric.sync_context():
             counts = self._metric.real_features_num_samples, self._metric.fake_features_num_samples
             real, drawn = (int(count) for count in counts)
-            if min(real, drawn) < 2:
-                raise ValueError(f"{real} real and {drawn} generated images; a covariance needs at least 2 of each")
-            distance = float(self._metric.compute())
+            distance = float(self._metric.compute()) if min(real, drawn) >= 2 else math.nan
+        if min(real, drawn) < 2:  # out of the context, which sums up anew what an error leaves summed
+            raise ValueError(f"{real} real and {drawn} generated images; a covariance needs at least 2 of each")
         if not math.isfinite(distance):
             raise ValueError(
                 f"the Frechet distance of {drawn} generated images from {real} real ones is {distance}; expected a "

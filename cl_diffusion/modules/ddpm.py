@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
@@ -22,6 +23,7 @@ from cl_diffusion.diffusion.samplers import DDIMSampler, Sampler
 from cl_diffusion.fisher import OutputLoss, SquaredError
 from cl_diffusion.keys import KeyedBatch, derive_keys, keyed_uniform
 from cl_diffusion.modules.factory import factory
+from cl_diffusion.modules.fresh_averages import FreshAverages
 from cl_diffusion.modules.seeded_steps import SeededSteps
 from cl_diffusion.modules.sharded_network import shard_network
 from cl_diffusion.plain_hyperparameters import PlainHyperparameters
@@ -30,7 +32,7 @@ from cl_diffusion.stream import ReplayBatch
 _VALIDATION_SEED = 0
 
 
-class DDPM(PlainHyperparameters, SeededSteps):
+class DDPM(PlainHyperparameters, FreshAverages, SeededSteps):
     """A denoising diffusion model (Ho et al. 2020, 2006.11239), class-conditional where its network is.
 
     Batches are ``(images, labels)`` or images alone, images in [-1, 1]. The training loss is the mean over samples of
@@ -38,7 +40,7 @@ class DDPM(PlainHyperparameters, SeededSteps):
     ``ReplayBatch`` is one batch of both its parts.
 
     Training steps are seeded (``SeededSteps``): a resumed fit draws what the uninterrupted one does. Under
-    ``ModelParallelStrategy`` (FSDP2) the network is sharded.
+    ``ModelParallelStrategy`` (FSDP2) the network is sharded. Averaged weights are of one task (``FreshAverages``).
 
     Args:
         network: a diffusers 2-D model, or any module called as ``network(x_t, t, y)``.
@@ -183,6 +185,11 @@ class DDPM(PlainHyperparameters, SeededSteps):
         self.denoiser.check(self.image_shape, datamodule.num_classes)
 
     @override
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        self._looked = False
+
+    @override
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed the step; of the first batch of a fit, look at the values: each look waits for the device.
 
@@ -235,7 +242,18 @@ class DDPM(PlainHyperparameters, SeededSteps):
 
     @override
     def configure_model(self) -> None:
-        """Shard the network, under ``ModelParallelStrategy``."""
+        """Shard the network, under ``ModelParallelStrategy``.
+
+        Raises:
+            ValueError: weights are to be averaged too, which takes a copy of the module.
+        """
+        callbacks: list[Any] = [] if self._trainer is None else self._trainer.callbacks  # type: ignore[attr-defined]
+        averaging = [each for each in callbacks if isinstance(each, WeightAveraging)]
+        if self.device_mesh is not None and averaging:
+            raise ValueError(
+                f"{type(averaging[0]).__name__} averages a copy of the module, and of sharded parameters there is no "
+                "copy; leave it out, or use strategy='ddp'"
+            )
         shard_network(self.denoiser.network, self.device_mesh)
 
     @override

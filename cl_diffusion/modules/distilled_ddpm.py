@@ -85,6 +85,10 @@ class DistilledDDPM(DistillationMixin, DDPM):
         if not self.one_forward or self.tasks_before == 0:
             return super().both_losses(current, replay)
         drawn, question = self.draw(self._trained_on(current, replay)), self._question(current, replay)
+        if (drawn.labels is None) != (question.labels is None):
+            raise ValueError(
+                "one_forward=True, and one of the current and the replayed images have labels; leave it out"
+            )
         x_t = self.noise_schedule.add_noise(drawn.images, drawn.noise, drawn.timesteps)
         labels = None
         if drawn.labels is not None and question.labels is not None:

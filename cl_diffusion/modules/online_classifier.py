@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.nn import functional
@@ -13,10 +12,11 @@ from typing_extensions import override
 
 from cl_diffusion.keys import KeyedBatch
 from cl_diffusion.modules.factory import factory
+from cl_diffusion.modules.fresh_averages import FreshAverages
 from cl_diffusion.plain_hyperparameters import PlainHyperparameters
 
 
-class OnlineClassifier(PlainHyperparameters, LightningModule):
+class OnlineClassifier(PlainHyperparameters, FreshAverages):
     """Cross-entropy of a network on ``(images, labels)``, images in [-1, 1]; the network gets them in [0, 1].
 
     ``task_figures``, for ``PlasticityMetrics``, has ``online_accuracy``: the share of training samples that the network
@@ -74,10 +74,12 @@ class OnlineClassifier(PlainHyperparameters, LightningModule):
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
         checkpoint["online"] = self._counted()
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
         first = self.global_rank == 0  # the counts of all processes, of which one goes on with them
         self.right, self.seen = checkpoint.get("online", (0, 0)) if first else (0, 0)
 

@@ -16,7 +16,7 @@ from cl_diffusion.averaged_weights import averaged_weights
 from cl_diffusion.callbacks import EWC, ContinualMetrics, TaskCallback
 from cl_diffusion.data import GenerativeReplay
 from cl_diffusion.diffusion.samplers import DDIMSampler
-from cl_diffusion.fisher import MeanGradientFisher
+from cl_diffusion.fisher import DiagonalFisher, MeanGradientFisher
 from tests.callbacks.stranger import Regression, loader, trainer, weights
 from tests.tiny import DATA, METRICS, unet
 
@@ -126,6 +126,16 @@ def test_a_fit_goes_on_from_each_checkpoint_as_if_it_had_not_stopped(tmp_path: P
     for checkpoint in checkpoints[:-1]:  # after the last, nothing is left to train
         resumed = fit(tmp_path, *callbacks(), ckpt_path=checkpoint)
         assert same(copied(whole), copied(resumed)), checkpoint.name
+
+
+def test_without_a_stream_an_average_is_left_alone() -> None:
+    """A callback that is switched off leaves a foreign project as it is, its averages too."""
+    averages = []
+    for callbacks in ([], [EWC(DiagonalFisher(), strength=0.0, epochs_per_task=1)]):
+        model = Regression()
+        trainer(EMAWeightAveraging(decay=0.9), *callbacks, max_epochs=4).fit(model, loader(0))
+        averages.append(weights(model))
+    assert all(torch.equal(a, b) for a, b in zip(*averages, strict=True))
 
 
 def test_outside_of_averaging_the_weights_are_their_own() -> None:

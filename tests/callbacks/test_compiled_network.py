@@ -87,6 +87,28 @@ def test_a_run_with_penalty_and_teacher_is_the_run_without_it(fisher: Any, tmp_p
     assert weight.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_compiled_code_is_what_runs_wherever_the_penalty_stands(first: bool, tmp_path: Path) -> None:
+    """A trial pass through compiled code would have it given up for good, without a word."""
+    runs = [0]
+
+    def counting(graph: Any, inputs: Any) -> Any:
+        def run(*given: Any) -> Any:
+            runs[0] += 1
+            return graph.forward(*given)
+
+        return run
+
+    torch._dynamo.reset()
+    calls, ewc = Calls(), EWC(KroneckerFisher(), strength=10.0)
+    model = DistilledDDPM(unet(), sampler=DDIMSampler(steps=2), balance="sum")
+    data = ReplayDataModule(ClassBalancedBuffer(images=8), 0.5, **{**DATA, "batch_size": 10})
+    compiled = CompiledNetwork(backend=counting)
+    order = [compiled, ewc] if first else [ewc, compiled]
+    trainer(tmp_path, *order, calls).fit(model, datamodule=data)
+    assert runs[0] == sum(calls.student) + 2 * sum(calls.teacher)  # the teacher once, the student again
+
+
 def test_a_checkpoint_of_a_run_without_it_goes_on_with_it(tmp_path: Path) -> None:
     """Within the second task, with a teacher and with moments that are laid out otherwise."""
     saving = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
