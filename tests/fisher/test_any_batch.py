@@ -87,7 +87,7 @@ def finite(operator: Operator) -> Operator:
     return operator
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda e: f"{e.name}, {e.residual.name}, {e.weighting}")
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda e: ", ".join(list(e.identity().values())[:3]))
 @settings(max_examples=15, deadline=None, derandomize=True)
 @given(batch_of_any_kind(), st.integers(1, 9))
 @example(with_a_bad_input(math.nan), 2)
