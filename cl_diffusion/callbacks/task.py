@@ -48,7 +48,7 @@ class TaskCallback(Callback):
 
     Raises:
         ValueError: ``epochs_per_task`` is not positive, or is given where the data module already tells tasks apart.
-        FloatingPointError: a task ends with weights that are not finite.
+        FloatingPointError: a task ends with weights that are not finite, of a callback that needs them so.
         TypeError: the data module has some of what makes a ``TaskStream``, and not all of it.
     """
 
@@ -63,6 +63,11 @@ class TaskCallback(Callback):
         self._restored = False
         self._broken_off = False
         self._trained = False
+
+    @property
+    def needs_finite_weights(self) -> bool:
+        """Whether a task is refused to end whose weights are not finite: nothing could be remembered of it."""
+        return False
 
     def on_task_start(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         """Before the first epoch of the task."""
@@ -199,7 +204,8 @@ class TaskCallback(Callback):
     def _end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self._running is not None
         task, ended = self._running, self._ended
-        _refuse_diverged(pl_module, task)
+        if self.needs_finite_weights:
+            _refuse_diverged(pl_module, task)
         self._running, self._ended = None, task + 1  # as a checkpoint that is written by the hook must hold it
         try:
             self.on_task_end(trainer, pl_module, task)

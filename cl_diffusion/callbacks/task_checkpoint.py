@@ -48,6 +48,11 @@ class TaskCheckpoint(TaskCallback, Checkpoint):
         self._step = 0
         self._saved = 0  # the step that was saved last
 
+    @property
+    @override
+    def needs_finite_weights(self) -> bool:
+        return True
+
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)

@@ -42,7 +42,6 @@ REGULARIZERS: dict[str, Makes] = {
     "SI": lambda strength: SynapticIntelligence(strength=strength),
     "L2SP": lambda strength: L2SP(strength=strength),
     "L2Init": lambda strength: L2Init(strength=strength),
-    "none": lambda _: TaskCallback(),
 }
 RESETS: dict[str, Makes] = {
     "ReDo": lambda _: ReDo(every_n_steps=1, threshold=0.5),
@@ -55,6 +54,12 @@ RESETS: dict[str, Makes] = {
 CALLBACKS = {**REGULARIZERS, **RESETS}
 VALUES = [0.0, 1.0, math.nan, math.inf, 1e20, 1e38]
 OF_THE_FIT = r"not finite|finite numbers|finite and >= 0|overflow"
+
+
+class Guard(TaskCallback):
+    """Callbacks that remember nothing of a task let one end whose weights are not finite; this one does not."""
+
+    needs_finite_weights = True
 
 
 class Named(Regression):
@@ -80,11 +85,11 @@ def batches(value: float, samples: int, constant: bool, size: int) -> DataLoader
     return DataLoader(TensorDataset(x, y), batch_size=size)
 
 
-def fitted(callback: Callback, data: DataLoader[Any], rate: float) -> Any:
+def fitted(callback: Callback, data: DataLoader[Any], rate: float, *others: Callback) -> Any:
     """Two tasks of the same data."""
     model = (Rectified if isinstance(callback, tuple(type(make(1.0)) for make in RESETS.values())) else Named)(lr=rate)
     for _ in range(2):
-        trainer(callback, max_epochs=2).fit(model, data)
+        trainer(callback, *others, max_epochs=2).fit(model, data)
     for name, weight in model.named_parameters():
         assert bool(weight.isfinite().all()), name
     return model
@@ -110,13 +115,14 @@ def test_a_fit_ends_finite_or_says_that_it_does_not(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = outcome(
-            lambda: fitted(CALLBACKS[callback](strength), batches(value, samples, constant, size), rate), OF_THE_FIT
+            lambda: fitted(CALLBACKS[callback](strength), batches(value, samples, constant, size), rate, Guard()),
+            OF_THE_FIT,
         )
     moderate = value <= 1 and rate == 0.05 and strength <= 1
     assert model is not None or not moderate
 
 
-@pytest.mark.parametrize("callback", [name for name in CALLBACKS if name != "Shrink and Perturb"])
+@pytest.mark.parametrize("callback", REGULARIZERS)
 def test_a_task_does_not_end_with_weights_that_are_not_finite(callback: str) -> None:
     with pytest.raises(FloatingPointError, match=r"task 1 ends with weights that are not finite, first of parameter"):
         fitted(CALLBACKS[callback](1.0), batches(math.nan, 7, False, 4), 0.05)

@@ -79,7 +79,7 @@ def mean_loss(model: Regression, seed: int) -> float:
 def test_it_trains_where_the_gradient_diverges(fisher: Any, strength: float) -> None:
     with (
         pytest.warns(UserWarning, match="beyond 2, where SGD diverges on a quadratic .*Use mode='proximal'"),
-        pytest.raises(FloatingPointError, match="whether training has diverged"),
+        pytest.raises(FloatingPointError, match="training has diverged"),
     ):
         fit_tasks(Regression(), EWC(fisher, strength), max_epochs=30)
     proximal, free = Regression(), Regression()

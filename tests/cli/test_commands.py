@@ -140,7 +140,7 @@ def test_a_folder_that_is_no_run_is_refused(folder: Path) -> None:
         fit(configuration(folder), Path("mine"))
     with pytest.raises(ValueError, match="ckpt_path='elsewhere.ckpt' is not a file"):
         fit(configuration(folder), Path("mine"), "--ckpt_path", "elsewhere.ckpt")
-    torch.save({}, "elsewhere.ckpt")
+    torch.save({"state_dict": {}}, "elsewhere.ckpt")
     with pytest.raises(ValueError, match="no config.yaml"):
         fit(configuration(folder), Path("mine"), "--ckpt_path", "elsewhere.ckpt")
 

@@ -89,6 +89,11 @@ class ContinualMetrics(TaskCallback):
         self.matrices: dict[str, ContinualMatrix] = {}
         self._quality: GenerationQuality | None = None
 
+    @property
+    @override
+    def needs_finite_weights(self) -> bool:
+        return True
+
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)

@@ -106,6 +106,11 @@ class Regularizer(TaskCallback):
         return self.strength.largest > 0
 
     @property
+    @override
+    def needs_finite_weights(self) -> bool:
+        return self.enabled
+
+    @property
     def terms(self) -> list[Quadratic]:
         """What is remembered."""
         return self.penalty.terms
