@@ -9,10 +9,10 @@ On a GPU: the fit eager in fp32, with and without TF32, and as ``hardware/gpu.ya
 rate of a large matrix product in bfloat16; and the hours of the paper's MNIST run that follow.
 
 A block is one epoch, from a batch's start to that of the next epoch's. Blocks of a fit and of the bare loop take turns
-in one thread, within the fit, and the median of their ratios is told: they have the machine alike. (In a thread of its
-own the same loop took 9 percent longer here: memory is allocated otherwise.) Set-up, earlier tasks, compiling and a
-first block of each lie before. Alternatives are fits one after the other. The images of a rate are the current task's;
-those replayed come on top. The penalty, a reading of the parameters, is left out: see ``tools/bench_penalty.py``.
+in one thread, within the fit, and the median of their ratios is told: they have the machine alike. Set-up, earlier
+tasks, compiling and a first block of each lie before. Alternatives are fits one after the other. The images of a rate
+are the current task's; those replayed come on top. The penalty, a reading of the parameters, is left out: see
+``tools/bench_penalty.py``.
 """
 
 from __future__ import annotations

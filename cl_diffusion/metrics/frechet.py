@@ -7,9 +7,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance, NoTrainInceptionV3
+
+from cl_diffusion.fisher.population import rank, world_size
 
 INCEPTION_WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
 
@@ -59,8 +60,7 @@ class FrechetDistance:
         return distance
 
     def _update(self, images: Tensor, real: bool) -> None:
-        several = dist.is_available() and dist.is_initialized()
-        mine = images[dist.get_rank() :: dist.get_world_size()] if several else images
+        mine = images[rank() :: world_size()]
         self._metric.to(images.device)
         if len(mine):
             self._metric.update(mine, real=real)

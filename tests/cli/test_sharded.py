@@ -77,5 +77,7 @@ def test_what_shards_will_not_do_is_said_before_training(tmp_path: Path) -> None
     path = sharded(tmp_path, data_parallel_size=1, tensor_parallel_size=2)
     assert "data_parallel_size=2, tensor_parallel_size=1" in run(tmp_path, "fit", "-c", str(path)).stderr
     path = sharded(tmp_path)
+    averaged = ["--trainer.callbacks+", "lightning.pytorch.callbacks.EMAWeightAveraging"]
+    assert "EMAWeightAveraging averages a copy" in run(tmp_path, "fit", "-c", str(path), *averaged).stderr
     distilled = ["-c", str(Path(__file__).parents[2] / "configs/replay/distillation.yaml")]
     assert "of a sharded one there is no copy" in run(tmp_path, "fit", "-c", str(path), *distilled).stderr
