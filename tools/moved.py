@@ -76,7 +76,7 @@ def row(name: str, runs: list[Path], beside: Path) -> list[str]:
     for run in runs:
         moved, directions = displacement(run), held(run)
         found["|D|"].append(float(parameters.norm(moved)))
-        found["retention"].append(Outcome.of(run).old("class_agreement"))
+        found["retention"].append(Outcome.of(run).matrices["class_agreement"].retention())
         if directions:
             found["|P D|"].append(within(moved, directions))
         if directions and (beside / run.name / "finished").exists():

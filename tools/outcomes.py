@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import statistics
 from collections.abc import Callable, Iterator, Mapping
@@ -14,8 +13,8 @@ from typing import Any
 from presets import PENALTIES, Preset
 from tables import interval, standard_error, table
 
+from cl_diffusion.metrics.continual_file import read_matrices
 from cl_diffusion.metrics.continual_matrix import ContinualMatrix
-from cl_diffusion.metrics.generation_quality import higher_is_better
 
 
 @dataclass(frozen=True)
@@ -28,23 +27,12 @@ class Outcome:
     @classmethod
     def of(cls, folder: Path) -> Outcome:
         """What a run has written."""
-        matrices: dict[str, ContinualMatrix] = {}
-        with (folder / "continual.csv").open(newline="") as file:
-            for row in csv.DictReader(file):
-                name = row["metric"]
-                matrix = matrices.setdefault(name, ContinualMatrix(name, higher_is_better(name)))
-                matrix.record(int(row["after"]), int(row["task"]), float(row["value"]))
+        matrices = read_matrices(folder / "continual.csv")
         return cls(matrices, json.loads((folder / "yardstick.json").read_text()))
 
-    def old(self, metric: str) -> float:
-        """The mean over the tasks before the last, now: what is retained of them."""
-        matrix = self.matrices[metric]
-        return statistics.mean(matrix.entries[matrix.last, task] for task in range(1, max(matrix.last, 2)))
-
-    def new(self, metric: str) -> float:
-        """The mean over the tasks after the first, each when it was learned: what plasticity is left."""
-        matrix = self.matrices[metric]
-        return statistics.mean(matrix.learned(task) for task in range(min(matrix.last, 2), matrix.last + 1))
+    def plasticity(self, metric: str) -> float:
+        """The mean over the tasks after the first, each when it was learned."""
+        return self.matrices[metric].plasticity()
 
     def old_forgetting(self, metric: str) -> float:
         """How much worse the tasks before the last have become, their mean."""
@@ -85,7 +73,7 @@ class Comparison:
         if self.preset.error:
             error = "denoising_loss"
             return {
-                "old error": lambda run: run.old(error),
+                "old error": lambda run: run.matrices[error].retention(),
                 "forgetting": lambda run: run.old_forgetting(error),
                 "new error": lambda run: run.matrices[error].entries[(last := run.matrices[error].last), last],
             }
@@ -94,12 +82,12 @@ class Comparison:
             "AFID": lambda run: run.matrices[distance].average(),
             "forgetting": lambda run: run.matrices[distance].forgetting(),
             "class agreement": lambda run: run.matrices["class_agreement"].average(),
-            "retention": lambda run: run.old("class_agreement"),
-            "plasticity": lambda run: run.new("class_agreement"),
+            "retention": lambda run: run.matrices["class_agreement"].retention(),
+            "plasticity": lambda run: run.plasticity("class_agreement"),
         }
         for band in self.preset.bands:
             figures[f"old, {band}"] = partial(Outcome.old_forgetting, metric=f"denoising_loss/{band}")
-            figures[f"new, {band}"] = partial(Outcome.new, metric=f"denoising_loss/{band}")
+            figures[f"new, {band}"] = partial(Outcome.plasticity, metric=f"denoising_loss/{band}")
         return figures
 
     def values(self, row: str, title: str) -> list[float]:

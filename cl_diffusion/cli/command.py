@@ -1,4 +1,4 @@
-"""``fit``, ``validate``, ``test`` and ``predict`` over a stream of tasks."""
+"""``fit``, ``validate``, ``test`` and ``predict`` over a stream of tasks, and ``report``."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.table import Table
 from typing_extensions import override
 
+from cl_diffusion.cli import report_command
 from cl_diffusion.cli.checkpoint_config import configuration_of, without_replaced
 from cl_diffusion.cli.metrics_log import MetricsLog
 from cl_diffusion.cli.prediction_writer import PredictionWriter
@@ -47,8 +48,16 @@ class ContinualCLI(LightningCLI):
         parser.set_defaults({"trainer.reload_dataloaders_every_n_epochs": 1})
 
     @override
+    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
+        """Lightning's, and ``report``, which ``main`` runs without a Trainer."""
+        super()._add_subcommands(parser, **kwargs)
+        added: Any = parser._subcommands_action  # the only way to those that are there
+        added.add_subcommand(report_command.NAME, report_command.report_parser(), help=report_command.DESCRIPTION)
+
+    @override
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         given = sys.argv[1:] if args is None else args
+        self._arguments = given if isinstance(given, list) else []
         if isinstance(given, list):
             self.config = parser.parse_args(_with_checkpoint(given))
         else:
@@ -83,7 +92,11 @@ class ContinualCLI(LightningCLI):
         kwargs["logger"] = self._loggers(trainer["logger"])
         if self.subcommand == "fit":
             kwargs["max_epochs"] = self._max_epochs(trainer["max_epochs"])
-        self.save_config_kwargs = {"configuration": self._fit_configuration(), "folder": self._run}
+        self.save_config_kwargs = {
+            "configuration": self._fit_configuration(),
+            "folder": self._run,
+            "arguments": self._arguments,
+        }
         built = super().instantiate_trainer(**kwargs)
         if self.subcommand == "predict":
             built.callbacks.append(PredictionWriter(self._run))  # type: ignore[attr-defined]
@@ -151,6 +164,10 @@ def _with_checkpoint(args: list[str]) -> list[str]:
 
 def main(args: ArgsType = None) -> None:
     """Run the command line: of this process, or the given list of arguments."""
+    given = sys.argv[1:] if args is None else args
+    if isinstance(given, list) and given[:1] == [report_command.NAME]:
+        report_command.report(given[1:])
+        return
     ContinualCLI(
         LightningModule,
         LightningDataModule,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,27 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from typing_extensions import override
 
 from cl_diffusion.checkpoint_files import checkpoints_by_age, damage, plain_checkpoint, require_whole
+from cl_diffusion.cli.run_record import begin_session, end_session
 
 CONFIGURATION = "config.yaml"
 LAST = "last"
 
 
 class RunFolder(SaveConfigCallback):
-    """Writes the configuration of a fit into its folder as training starts: what is refused before leaves nothing."""
+    """Writes a fit's configuration and record into its folder as training starts: what is refused leaves nothing."""
 
-    def __init__(self, parser: LightningArgumentParser, config: Any, configuration: str, folder: Path) -> None:
+    def __init__(
+        self,
+        parser: LightningArgumentParser,
+        config: Any,
+        configuration: str,
+        folder: Path,
+        arguments: Sequence[str],
+    ) -> None:
         super().__init__(parser, config)
         self.configuration = configuration
         self.folder = folder
+        self.arguments = arguments
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -32,9 +42,22 @@ class RunFolder(SaveConfigCallback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         path = self.folder / CONFIGURATION
-        if trainer.is_global_zero and not path.exists():
+        if not trainer.is_global_zero:
+            return
+        if not path.exists():
             self.folder.mkdir(parents=True, exist_ok=True)
             path.write_text(self.configuration)
+        begin_session(self.folder, trainer, self.arguments)
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            end_session(self.folder, "finished" if trainer.current_epoch >= (trainer.max_epochs or 0) else "stopped")
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if trainer.is_global_zero:
+            end_session(self.folder, f"interrupted by {type(exception).__name__}")
 
 
 def checkpoint_to_resume(folder: Path, given: str | None) -> str | None:

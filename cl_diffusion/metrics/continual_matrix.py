@@ -19,6 +19,9 @@ class ContinualMatrix:
       enters with 0), the negative of it where higher is better;
     - ``backward_transfer``: ``1/(T-1) sum_{i<T} (R[T, i] - R[i, i])`` (Lopez-Paz & Ranzato 2017, eq. 3), signed so that
       positive is better whatever the metric.
+    - ``retention``: ``1/(T-1) sum_{i<T} R[T, i]``, the tasks before the newest, now;
+    - ``plasticity``: ``1/(T-1) sum_{i>1} R[i, i]``, the tasks after the first, each when it was learned. (Both are
+      ``R[1, 1]`` of a single task.)
 
     Args:
         name: of the metric.
@@ -66,6 +69,16 @@ class ContinualMatrix:
         """
         past = [self._improvement(task) for task in self._seen() if task < self.last]
         return _mean(past) if past else float("nan")
+
+    def retention(self) -> float:
+        """The mean over the tasks before the newest, now."""
+        seen = self._seen()
+        return _mean([self.entries[self.last, task] for task in seen if task < self.last or seen == [task]])
+
+    def plasticity(self) -> float:
+        """The mean over the tasks after the first, each when it was learned."""
+        seen = self._seen()
+        return _mean([self.learned(task) for task in seen if task > 1 or seen == [task]])
 
     def _seen(self) -> list[int]:
         """The tasks known both when they were learned and now. A joint run learns all of them at the same time."""

@@ -16,13 +16,14 @@ from cl_diffusion.arguments import is_whole
 from cl_diffusion.averaged_weights import averaged_weights
 from cl_diffusion.bands import Bands
 from cl_diffusion.callbacks.batches import TransferredBatches, images_and_labels, joined, keyed
-from cl_diffusion.callbacks.diagnostics.continual_table import print_table, write_csv, write_yardstick
+from cl_diffusion.callbacks.diagnostics.continual_table import print_table, write_yardstick
 from cl_diffusion.callbacks.diagnostics.sample_grid import log_grid
 from cl_diffusion.callbacks.task import TaskCallback, task_stream
 from cl_diffusion.diffusion.samplers import Sampler
 from cl_diffusion.evaluation_mode import evaluation_mode
 from cl_diffusion.fisher.sharded import resharded
 from cl_diffusion.keys import derive_keys
+from cl_diffusion.metrics.continual_file import write_matrices
 from cl_diffusion.metrics.continual_matrix import ContinualMatrix
 from cl_diffusion.metrics.generation_quality import GenerationQuality, higher_is_better
 from cl_diffusion.metrics.reference_classifier import trained_reference
@@ -223,7 +224,7 @@ class ContinualMetrics(TaskCallback):
     def _publish(
         self, trainer: Trainer, folder: Path, task: int, num_tasks: int, drawn: list[tuple[Tensor, Tensor]]
     ) -> None:
-        write_csv(folder / "continual.csv", self.matrices.values())
+        write_matrices(folder / "continual.csv", self.matrices.values())
         if self._quality is not None:
             write_yardstick(folder / "yardstick.json", self._quality.yardstick)
         if drawn:

@@ -1,11 +1,9 @@
-"""The continual matrices as a file and as a table to read."""
+"""The continual matrices as a table to read, and what they were measured with."""
 
 from __future__ import annotations
 
-import csv
 import json
-import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +11,6 @@ import rich
 from rich.table import Table
 
 from cl_diffusion.metrics.continual_matrix import ContinualMatrix
-
-
-def write_csv(path: Path, matrices: Iterable[ContinualMatrix]) -> None:
-    """All entries as ``metric,after,task,value``, tasks counted from 1; the file is replaced in one move."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rows = [(after, m.name, task, value) for m in matrices for (after, task), value in m.entries.items()]
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with partial.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["metric", "after", "task", "value"])
-        writer.writerows((metric, after, task, repr(value)) for after, metric, task, value in sorted(rows))
-    partial.replace(path)
 
 
 def write_yardstick(path: Path, yardstick: Mapping[str, Any]) -> None:

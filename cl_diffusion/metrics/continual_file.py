@@ -1,0 +1,47 @@
+"""``continual.csv``: the continual matrices of a run as a file."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from cl_diffusion.metrics.continual_matrix import ContinualMatrix
+from cl_diffusion.metrics.generation_quality import higher_is_better
+
+COLUMNS = ("metric", "after", "task", "value")
+
+
+def write_matrices(path: Path, matrices: Iterable[ContinualMatrix]) -> None:
+    """All entries as ``metric,after,task,value``, tasks counted from 1; the file is replaced in one move."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [(after, m.name, task, value) for m in matrices for (after, task), value in m.entries.items()]
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with partial.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        writer.writerows((metric, after, task, repr(value)) for after, metric, task, value in sorted(rows))
+    partial.replace(path)
+
+
+def read_matrices(path: Path) -> dict[str, ContinualMatrix]:
+    """What ``write_matrices`` has written, by metric.
+
+    Raises:
+        ValueError: the file and line that is no entry, or whose metric is none of ours, so that its direction is not
+            known.
+    """
+    matrices: dict[str, ContinualMatrix] = {}
+    with path.open(newline="") as file:
+        for line, row in enumerate(csv.DictReader(file), 2):
+            try:
+                name, after, task, value = (row[column] for column in COLUMNS)
+                matrix = matrices.setdefault(name, ContinualMatrix(name, higher_is_better(name)))
+                matrix.record(int(after), int(task), float(value))
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                raise ValueError(
+                    f"{path}, line {line}: {dict(row)!r} is no entry of a continual matrix ({error!r}); expected the "
+                    f"columns {','.join(COLUMNS)} as a fit writes them"
+                ) from error
+    return matrices

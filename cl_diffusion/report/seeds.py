@@ -1,0 +1,47 @@
+"""A figure over seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def mean_and_half_width(values: Sequence[float]) -> tuple[float, float | None]:
+    """The mean of independent values, and half the width of its 95 per cent interval.
+
+    ``t_{.975, n-1} s / sqrt(n)``, Student's, with ``s`` the standard deviation over ``n - 1``; None of a single value.
+    """
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return mean, None
+    from scipy.stats import t
+
+    return mean, float(t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
+
+
+def told(mean: float, half_width: float | None = None) -> str:
+    """The mean in three digits, and its interval in two: ``.47 ± .031``."""
+    if math.isnan(mean):
+        return "–"
+    said = _plain(mean, 3)
+    return said if half_width is None else f"{said} ± {_plain(half_width, 2)}"
+
+
+def _plain(value: float, digits: int) -> str:
+    """Without a power of ten where the number is large, and without what rounding leaves of zero."""
+    if abs(value) < 1e-12:
+        return "0"
+    said = f"{value:.{digits}g}"
+    return f"{value:.0f}" if "e+" in said and abs(value) < 1e7 else said
+
+
+def duration(seconds: float) -> str:
+    """Such as ``2 min 32 s`` or ``1 h 05 min``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02} min"
