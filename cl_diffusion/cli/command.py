@@ -11,9 +11,11 @@ from typing import Any
 
 import rich
 import torch
+from jsonargparse import set_parsing_settings
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.table import Table
@@ -24,6 +26,13 @@ from cl_diffusion.cli.checkpoint_config import configuration_of, without_replace
 from cl_diffusion.cli.metrics_log import MetricsLog
 from cl_diffusion.cli.prediction_writer import PredictionWriter
 from cl_diffusion.cli.run_folder import RunFolder, checkpoint_to_resume, claim, run_of_checkpoint
+
+DESCRIPTIONS = {
+    "fit": "Train on a stream of tasks, one after the other, and measure after each what is left of all.",
+    "validate": "Losses of a checkpoint on each task's held-out images.",
+    "test": "The same, with what audits are appended (configs/diagnostics).",
+    "predict": "Images from a checkpoint, as a picture and as tensors.",
+}
 
 
 class ContinualCLI(LightningCLI):
@@ -49,19 +58,30 @@ class ContinualCLI(LightningCLI):
 
     @override
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
-        """Lightning's, and ``report``, which ``main`` runs without a Trainer."""
-        super()._add_subcommands(parser, **kwargs)
-        added: Any = parser._subcommands_action  # the only way to those that are there
-        added.add_subcommand(report_command.NAME, report_command.report_parser(), help=report_command.DESCRIPTION)
+        """Lightning's own, each in our words, and ``report``, which ``main`` runs without a Trainer."""
+        self._subcommand_parsers = {}
+        subcommands = parser.add_subcommands()
+        for name, description in DESCRIPTIONS.items():
+            of = self._prepare_subcommand_parser(Trainer, name, **{"description": description, **kwargs.get(name, {})})
+            self._subcommand_parsers[name] = of
+            subcommands.add_subcommand(name, of, help=description)
+        subcommands.add_subcommand(report_command.NAME, report_command.report_parser(), help=report_command.DESCRIPTION)
 
     @override
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         given = sys.argv[1:] if args is None else args
         self._arguments = given if isinstance(given, list) else []
         if isinstance(given, list):
+            if any(argument.startswith("--print_completion") for argument in given):
+                self._complete_strategies_by_name()
             self.config = parser.parse_args(_with_checkpoint(given))
         else:
             super().parse_arguments(parser, given)
+
+    def _complete_strategies_by_name(self) -> None:
+        """Not by the arguments of their classes, which lead through torch's meshes into a script of 78 MB."""
+        for parser in self._subcommand_parsers.values():
+            parser._option_string_actions["--trainer.strategy"].choices = StrategyRegistry.available_strategies()
 
     @override
     def _parse_ckpt_path(self) -> None:
@@ -168,6 +188,7 @@ def main(args: ArgsType = None) -> None:
     if isinstance(given, list) and given[:1] == [report_command.NAME]:
         report_command.report(given[1:])
         return
+    set_parsing_settings(add_print_completion_argument=True)
     ContinualCLI(
         LightningModule,
         LightningDataModule,
@@ -176,7 +197,11 @@ def main(args: ArgsType = None) -> None:
         subclass_mode_data=True,
         auto_configure_optimizers=False,
         seed_everything_default=0,
-        parser_kwargs={"parser_mode": "yaml"},
+        parser_kwargs={
+            "parser_mode": "yaml",
+            "prog": "cl-diffusion",
+            "description": "Continual learning of diffusion models; `cl-diffusion COMMAND --help` says more.",
+        },
         args=args,
     )
 
