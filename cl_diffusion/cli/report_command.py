@@ -8,7 +8,7 @@ from pathlib import Path
 import rich
 from jsonargparse import ArgumentParser
 
-from cl_diffusion.report import write_report
+from cl_diffusion.report.page import write_report
 
 NAME = "report"
 DESCRIPTION = "Draw one page of runs: what is remembered, samples, penalties, audits, cost, configurations."

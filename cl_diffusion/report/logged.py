@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from markupsafe import Markup
 
 from cl_diffusion.report.comparison import Comparison
-from cl_diffusion.report.figures import draw_cost, draw_plasticity, draw_training
+from cl_diffusion.report.figures import by_layer, draw_cost, draw_plasticity, draw_training
+from cl_diffusion.report.figures.plasticity import Row
 from cl_diffusion.report.run import Run
 from cl_diffusion.report.seeds import duration, told
 from cl_diffusion.report.svg import Drawings
@@ -45,17 +46,14 @@ def training(comparison: Comparison, drawings: Drawings) -> Markup | None:
 
 def plasticity(comparison: Comparison, drawings: Drawings) -> Markup | None:
     """The figures of ``plasticity.csv``: of one run by layer, of several the means over layers."""
-    rows = {method.label: method.runs[0].plasticity for method in comparison.methods if method.runs[0].plasticity}
+    rows: dict[str, Sequence[Row]] = {
+        method.label: method.runs[0].plasticity for method in comparison.methods if method.runs[0].plasticity
+    }
     if not rows:
         return None
     if len(rows) == 1:
         (every,) = rows.values()
-        layers = list(dict.fromkeys(layer for _, layer, _, _ in every))
-        rows = (
-            {layer or "module": [row for row in every if row[1] == layer] for layer in layers}
-            if len(layers) <= 8
-            else rows
-        )
+        rows = by_layer(every)
     last = {title: max(task for task, *_ in every) for title, every in rows.items()}
     said = "; ".join(
         f"{figure.replace('_', ' ')} of {title} {told(value)}"

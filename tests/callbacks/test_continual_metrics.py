@@ -131,7 +131,12 @@ def test_a_grid_has_a_row_a_class_in_order() -> None:
 def test_samples_and_figures_go_to_the_logger(tmp_path: Path) -> None:
     logger = TensorBoardLike(tmp_path)
     fit(ddpm(), tmp_path, ContinualMetrics(**METRICS), logger=logger)
-    assert [(tag, image.shape[0]) for tag, image in logger.experiment.images] == [("samples", 3)] * 2
+    images = logger.experiment.images
+    assert [image.shape[0] for tag, image in images if tag == "samples"] == [3, 3]
+    matrices = [image for tag, image in images if tag == "continual/class_agreement/matrix"]
+    assert [image.shape[0] for image in matrices] == [3, 3]
+    assert not torch.equal(*matrices)  # the second has three entries
+    assert all(0 <= float(image.min()) < 0.5 < float(image.max()) <= 1 for image in matrices)
     assert {"continual/class_agreement/average", "continual/denoising_loss/task_2"} <= logger.metrics.keys()
 
 

@@ -16,6 +16,7 @@ from cl_diffusion.arguments import is_whole
 from cl_diffusion.averaged_weights import averaged_weights
 from cl_diffusion.bands import Bands
 from cl_diffusion.callbacks.batches import TransferredBatches, images_and_labels, joined, keyed
+from cl_diffusion.callbacks.diagnostics.continual_log import log_matrices
 from cl_diffusion.callbacks.diagnostics.continual_table import print_table, write_yardstick
 from cl_diffusion.callbacks.diagnostics.sample_grid import log_grid
 from cl_diffusion.callbacks.task import TaskCallback, task_stream
@@ -229,17 +230,7 @@ class ContinualMetrics(TaskCallback):
             write_yardstick(folder / "yardstick.json", self._quality.yardstick)
         if drawn:
             log_grid(trainer, *joined(drawn), folder / "samples" / f"after_task_{task + 1}.png")
-        figures: dict[str, float] = {}
-        for name, matrix in self.matrices.items():
-            figures |= {
-                f"continual/{name}/task_{old + 1}": matrix.entries[task + 1, old + 1] for old in range(task + 1)
-            }
-            figures |= {
-                f"continual/{name}/average": matrix.average(),
-                f"continual/{name}/forgetting": matrix.forgetting(),
-            }
-        for logger in trainer.loggers:
-            logger.log_metrics(figures, step=trainer.global_step)
+        log_matrices(trainer, self.matrices, f"after task {task + 1} of {num_tasks}")
         print_table(self.matrices.values(), f"What is remembered after task {task + 1} of {num_tasks}")
 
 

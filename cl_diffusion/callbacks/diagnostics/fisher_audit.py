@@ -16,6 +16,7 @@ from cl_diffusion.callbacks.diagnostics.audit_pictures import draw_audit
 from cl_diffusion.callbacks.diagnostics.audit_record import AuditRecord, described
 from cl_diffusion.callbacks.diagnostics.audit_sources import FEWEST, AuditSources, takes_band, task_batches
 from cl_diffusion.callbacks.diagnostics.audited_checkpoint import displacement, learned, progress
+from cl_diffusion.callbacks.diagnostics.logged_pictures import log_files
 from cl_diffusion.callbacks.regularization.preconditions import refuse_sharded
 from cl_diffusion.callbacks.regularization.unrecorded import unrecorded
 from cl_diffusion.callbacks.task import TaskCallback, task_stream
@@ -252,6 +253,7 @@ class FisherAudit(TaskCallback):
             return
         record.write(folder)
         draw_audit(record, folder)
+        log_files(trainer, folder, self.name)
         rank_zero_info("\n".join([f"audit of task {task + 1}, in {folder}:", *record.verdict]))
 
     def _measurements(self, trainer: Trainer) -> AuditMeasurements:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
+from cl_diffusion.callbacks.diagnostics.logged_pictures import log_figures
 from cl_diffusion.callbacks.plasticity.processes import all_processes
 from cl_diffusion.callbacks.plasticity.watched_units import FindsUnits, watched_units
 from cl_diffusion.callbacks.regularization.preconditions import refuse_sharded
@@ -24,6 +25,7 @@ from cl_diffusion.metrics.plasticity import effective_rank, stable_rank
 from cl_diffusion.plasticity.chains import FIRING
 from cl_diffusion.plasticity.observation import Observer, peaks
 from cl_diffusion.plasticity.units import Units
+from cl_diffusion.report.figures import by_layer, draw_plasticity
 
 _FEATURES = 1024
 _BATCHES = 64
@@ -141,6 +143,7 @@ class PlasticityMetrics(TaskCallback):
         named = {f"{layer or 'task'}/{name}": value for layer, of in found.items() for name, value in of.items()}
         for logger in trainer.loggers:
             logger.log_metrics(named, step=trainer.global_step)
+        log_figures(trainer, {"plasticity": lambda: draw_plasticity(by_layer(self.rows))})
         said = ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in found.get("", {}).items())
         dead = ", ".join(f"{layer} {of['dead']:.0%}" for layer, of in found.items() if "dead" in of)
         rank_zero_info(f"task {task + 1}: {said}{'; ' if said else ''}dead units: {dead or 'not told'}")

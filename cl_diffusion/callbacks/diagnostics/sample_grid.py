@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
+
+from cl_diffusion.callbacks.diagnostics.logged_pictures import log_picture
 
 
 def log_grid(trainer: Trainer, images: Tensor, labels: Tensor, path: Path, columns: int = 10) -> None:
@@ -23,13 +24,7 @@ def log_grid(trainer: Trainer, images: Tensor, labels: Tensor, path: Path, colum
     grid = sample_grid(images, labels, columns)
     path.parent.mkdir(parents=True, exist_ok=True)
     _write_png(grid, path)
-    for logger in trainer.loggers:
-        log_image: Any = getattr(logger, "log_image", None)
-        add_image: Any = getattr(getattr(logger, "experiment", None), "add_image", None)
-        if callable(log_image):
-            log_image(key="samples", images=[grid], step=trainer.global_step)
-        elif callable(add_image):
-            add_image("samples", grid, trainer.global_step)
+    log_picture(trainer, "samples", lambda: grid)
 
 
 def sample_grid(images: Tensor, labels: Tensor, columns: int = 10, least_side: int = 32) -> Tensor:

@@ -4,10 +4,11 @@ from cl_diffusion.report.figures.cost import draw_cost
 from cl_diffusion.report.figures.curves import draw_averages, draw_curves
 from cl_diffusion.report.figures.front import draw_front
 from cl_diffusion.report.figures.heat_map import draw_matrices
-from cl_diffusion.report.figures.plasticity import draw_plasticity
+from cl_diffusion.report.figures.plasticity import by_layer, draw_plasticity
 from cl_diffusion.report.figures.training import draw_training
 
 __all__ = [
+    "by_layer",
     "draw_averages",
     "draw_cost",
     "draw_curves",

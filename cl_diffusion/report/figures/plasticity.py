@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from cl_diffusion.report.figures.canvas import MARKERS, colour, legend_below, sheet, styled, whole_ticks
+from cl_diffusion.report.figures.canvas import MARKERS, SERIES, colour, legend_below, sheet, styled, whole_ticks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,6 +37,14 @@ def draw_plasticity(rows: Mapping[str, Sequence[Row]]) -> Figure:
     if len(rows) > 1:
         legend_below(sheet_, max(panels, key=lambda axes: len(axes.lines)))
     return sheet_
+
+
+def by_layer(rows: Sequence[Row]) -> dict[str, Sequence[Row]]:
+    """The rows of each layer, ``module`` being the whole; of more than eight layers, all rows under one title."""
+    layers = list(dict.fromkeys(layer for _, layer, _, _ in rows))
+    if len(layers) > len(SERIES):
+        return {f"mean of {len(layers)} layers": rows}
+    return {layer or "module": [row for row in rows if row[1] == layer] for layer in layers}
 
 
 def _means(rows: Sequence[Row], figure: str) -> dict[int, float]:
