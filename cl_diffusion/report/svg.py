@@ -41,7 +41,7 @@ class Drawings:
         head, _, rest = body.partition(">")
         (box,) = re.findall(r'viewBox="[^"]*"', head)
         width = float(box.split()[2])
-        opening = f'<svg role="img" aria-label="{escape(about)}" {box} style="width: {width:g}pt" '
+        opening = f'<svg role="img" aria-label="{escape(about)}" {box} style="--width: {width:g}pt" '
         namespaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">'
         return Markup(opening + namespaces + rest)
 

@@ -35,7 +35,7 @@ def draw_curves(matrices: Mapping[str, ContinualMatrix], name: str) -> Figure:
 @styled
 def draw_averages(matrices: Mapping[str, Sequence[ContinualMatrix]], name: str) -> Figure:
     """The average over the tasks seen so far, a line a title: the mean over its matrices, and all of them faintly."""
-    figure, (axes,) = sheet(1, 6.4, 3.4)
+    figure, (axes,) = sheet(1, 4.4, 3.2)
     last = 1
     for number, (title, of) in enumerate(matrices.items()):
         every = [_averages(matrix) for matrix in of]

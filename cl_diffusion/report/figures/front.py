@@ -16,7 +16,7 @@ Value = tuple[float, "float | None"]
 @styled
 def draw_front(points: Mapping[str, tuple[Value, Value]], name: str) -> Figure:
     """Retention over plasticity, a point a title: each a value, and half the width of its interval if any."""
-    figure, (axes,) = sheet(1, 5.2, 3.8)
+    figure, (axes,) = sheet(1, 4.4, 3.6)
     for number, (title, ((x, x_half), (y, y_half))) in enumerate(points.items()):
         style = {"color": colour(number, len(points)), "marker": MARKERS[number % len(MARKERS)], "markersize": 7}
         axes.errorbar(x, y, xerr=x_half, yerr=y_half, linestyle="", capsize=3, label=title, **style)

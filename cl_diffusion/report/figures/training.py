@@ -38,6 +38,8 @@ def draw_training(panels: Mapping[str, Mapping[str, Series]], boundaries: Sequen
         positive = [value for _, values in series.values() for value in values if value > 0]
         if positive and min(positive) > 0 and max(positive) > 100 * min(positive) and _all_positive(series):
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter("")
     handles = {label: handle for axes in every for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     if len(titles) > 1:
         figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=min(4, len(handles)))
