@@ -24,6 +24,7 @@ from cl_diffusion.fisher import OutputLoss, SquaredError
 from cl_diffusion.keys import KeyedBatch, derive_keys, keyed_uniform
 from cl_diffusion.modules.factory import factory
 from cl_diffusion.modules.fresh_averages import FreshAverages
+from cl_diffusion.modules.network_folder import self_contained
 from cl_diffusion.modules.seeded_steps import SeededSteps
 from cl_diffusion.modules.sharded_network import shard_network
 from cl_diffusion.plain_hyperparameters import PlainHyperparameters
@@ -75,6 +76,7 @@ class DDPM(PlainHyperparameters, FreshAverages, SeededSteps):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)
+        self_contained(self.hparams, network)
         null_class = _null_class(network, label_dropout)
         self.denoiser = Denoiser(network, schedule or NoiseSchedule.linear(), prediction, null_class, learned_variance)
         self.label_dropout = label_dropout

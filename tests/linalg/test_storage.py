@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.utils._pytree import tree_flatten
 
@@ -114,6 +116,17 @@ def test_a_reader_of_safetensors_finds_every_tensor_under_a_name_that_says_what_
         (name,) = [name for name in tensors if name == ending]
         assert torch.equal(tensors[name], expected)
     assert len(tensors) == 5
+
+
+@pytest.mark.parametrize("kind", operators())
+def test_the_header_is_json_that_says_kind_and_provenance(kind: str, tmp_path: Path) -> None:
+    operator = operators()[kind]
+    save_operator(operator, tmp_path / "f")
+    with safe_open(tmp_path / "f", framework="pt") as file:
+        header = json.loads(file.metadata()["cl_diffusion.operator"])
+    assert header["kind"] == operator.kind
+    assert header["provenance"]["identity"] == dict(PROVENANCE.identity)
+    assert header["provenance"]["record"][0]["samples"] == 3
 
 
 def test_columns_that_share_memory_or_are_strided_are_saved_whole(tmp_path: Path) -> None:
