@@ -18,6 +18,7 @@ from cl_diffusion.callbacks.regularization.strength import Constant, Strength, T
 from cl_diffusion.callbacks.regularization.synaptic_intelligence import SynapticIntelligence
 from cl_diffusion.callbacks.regularization.task_samples import OtherTask, OwnSamples, PureNoise, TaskSamples
 from cl_diffusion.callbacks.reset_optimizer import ResetOptimizer
+from cl_diffusion.callbacks.stream_progress import StreamProgress
 from cl_diffusion.callbacks.task import TaskCallback
 from cl_diffusion.callbacks.task_checkpoint import TaskCheckpoint
 
@@ -42,6 +43,7 @@ __all__ = [
     "ResetOptimizer",
     "SelfNormalizedResets",
     "ShrinkAndPerturb",
+    "StreamProgress",
     "Strength",
     "SynapticIntelligence",
     "TaskCallback",

@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from cl_diffusion.arguments import is_whole
 from cl_diffusion.linalg.shards import local
+from cl_diffusion.phases import TRAINING, phase
 from cl_diffusion.stream import TaskStream
 
 _passing: ContextVar[bool] = ContextVar("passing", default=False)
@@ -51,6 +52,9 @@ class TaskCallback(Callback):
         FloatingPointError: a task ends with weights that are not finite, of a callback that needs them so.
         TypeError: the data module has some of what makes a ``TaskStream``, and not all of it.
     """
+
+    boundary_phase: str = TRAINING
+    """As what the time of ``on_task_end`` is counted; see ``cl_diffusion.phases``."""
 
     def __init__(self, epochs_per_task: int | None = None) -> None:
         if epochs_per_task is not None and not is_whole(epochs_per_task, 1):
@@ -208,7 +212,8 @@ class TaskCallback(Callback):
             _refuse_diverged(pl_module, task)
         self._running, self._ended = None, task + 1  # as a checkpoint that is written by the hook must hold it
         try:
-            self.on_task_end(trainer, pl_module, task)
+            with phase(trainer, self.boundary_phase, task):
+                self.on_task_end(trainer, pl_module, task)
         except BaseException:
             self._running, self._ended = task, ended
             raise

@@ -12,6 +12,9 @@ from typing_extensions import override
 
 from cl_diffusion.callbacks.task import TaskCallback
 from cl_diffusion.checkpoint_files import replace_file
+from cl_diffusion.phases import phase
+
+CHECKPOINT = "checkpoint"
 
 
 class TaskCheckpoint(TaskCallback, Checkpoint):
@@ -30,6 +33,8 @@ class TaskCheckpoint(TaskCallback, Checkpoint):
     Raises:
         ValueError: ``every_n_epochs`` or ``every_n_steps`` is not positive.
     """
+
+    boundary_phase = CHECKPOINT
 
     def __init__(
         self,
@@ -126,10 +131,11 @@ def checkpoint_folder(trainer: Trainer, dirpath: str | None = None) -> Path:
 def write_checkpoint(trainer: Trainer, path: Path) -> None:
     """Write a checkpoint of everything; every process takes part."""
     part = path.with_name(f"{path.name}.part")
-    trainer.save_checkpoint(part, weights_only=False)  # False: the optimizer and callbacks too
-    if trainer.is_global_zero:
-        replace_file(part, path)
-    trainer.strategy.barrier("write_checkpoint")
+    with phase(trainer, CHECKPOINT):
+        trainer.save_checkpoint(part, weights_only=False)  # False: the optimizer and callbacks too
+        if trainer.is_global_zero:
+            replace_file(part, path)
+        trainer.strategy.barrier("write_checkpoint")
 
 
 def between_steps(trainer: Trainer, step_before: int) -> bool:

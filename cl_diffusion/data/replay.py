@@ -13,6 +13,7 @@ from cl_diffusion.data.replay_order import replay_order
 from cl_diffusion.data.replay_source import OldTasks, ReplaySource
 from cl_diffusion.data.sampler import KeyedSampler, ResumableLoader
 from cl_diffusion.data.selection import Samples, Selection
+from cl_diffusion.phases import phase
 from cl_diffusion.stream import ReplayBatch
 
 
@@ -57,7 +58,8 @@ class ReplayDataModule(TaskDataModule):
         if task == 0 or self.scenario.joint:
             return current
         share = self._share
-        pools = self.replay.pools(self._old_tasks(task), self.trainer)
+        with phase(self.trainer, "replay", task):
+            pools = self.replay.pools(self._old_tasks(task), self.trainer)
         turn = epoch * share["num_replicas"] + share["rank"]
         images, order = replay_order(pools, len(current) * self.replay_batch_size, self.seed, turn)
         selection = Selection(images, order, device=self._residence)

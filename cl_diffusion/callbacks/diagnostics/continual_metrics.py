@@ -28,6 +28,7 @@ from cl_diffusion.metrics.continual_file import write_matrices
 from cl_diffusion.metrics.continual_matrix import ContinualMatrix
 from cl_diffusion.metrics.generation_quality import GenerationQuality, higher_is_better
 from cl_diffusion.metrics.reference_classifier import trained_reference
+from cl_diffusion.phases import phase
 from cl_diffusion.progress import track
 from cl_diffusion.shared_work import drawn_by_all, share_of_work
 from cl_diffusion.stream import TaskStream
@@ -60,6 +61,8 @@ class ContinualMetrics(TaskCallback):
     Raises:
         TypeError: in ``setup``: the data module is not a ``TaskStream``, or the module has no ``per_sample_loss``.
     """
+
+    boundary_phase = "evaluation"
 
     def __init__(
         self,
@@ -117,7 +120,8 @@ class ContinualMetrics(TaskCallback):
                 f"{type(pl_module).__name__} draws no images of a given class: ContinualMetrics reports the loss alone"
             )
             return
-        self._quality = self._prepare_quality(trainer, pl_module)
+        with phase(trainer, "reference classifier"):
+            self._quality = self._prepare_quality(trainer, pl_module)
 
     @override
     def on_task_end(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:

@@ -26,6 +26,7 @@ from cl_diffusion.fisher.probe import placed
 from cl_diffusion.linalg import parameters
 from cl_diffusion.metrics.gradient_audit import KINDS, OTHER, RELABELLED
 from cl_diffusion.metrics.support import direction_determined
+from cl_diffusion.phases import phase
 from cl_diffusion.progress import track
 
 
@@ -76,6 +77,8 @@ class FisherAudit(TaskCallback):
             this name, or ``later`` has its very weights or another model's. On the first batch: what the audit would
             fail on at the boundary.
     """
+
+    boundary_phase = "audit"
 
     def __init__(
         self,
@@ -176,7 +179,7 @@ class FisherAudit(TaskCallback):
         def few(task: int) -> Iterable[Any]:
             return [batch] if stream is None else islice(task_batches(trainer, task), 1)
 
-        with unrecorded(trainer, pl_module, weights=True):
+        with phase(trainer, self.boundary_phase), unrecorded(trainer, pl_module, weights=True):
             first = self._subject(trainer, pl_module, self._running, samples=2, batches=few)
             first.try_out(steps=bool(self.settings["radii"]))
 

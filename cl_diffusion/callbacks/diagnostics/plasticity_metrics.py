@@ -57,6 +57,8 @@ class PlasticityMetrics(TaskCallback):
             own figures alone.
     """
 
+    boundary_phase = "evaluation"
+
     def __init__(
         self,
         layers: Sequence[str] | None = None,

@@ -37,6 +37,8 @@ class EWC(EstimatedImportance):
             are controls: what holds as well with them does not remember the task.
     """
 
+    boundary_phase = "fisher"
+
     def __init__(
         self,
         fisher: FisherEstimator,

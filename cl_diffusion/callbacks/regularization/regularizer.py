@@ -29,6 +29,7 @@ from cl_diffusion.fisher import FisherEstimator
 from cl_diffusion.fisher.gradient import Loss
 from cl_diffusion.fisher.sharded import reshard
 from cl_diffusion.linalg import Memory, Operator, Parameters, Penalty, Quadratic, parameters
+from cl_diffusion.phases import phase
 
 Mode = Literal["gradient", "proximal"]
 
@@ -61,6 +62,8 @@ class Regularizer(TaskCallback):
     Raises:
         ValueError: an argument is out of its range, or two of them do not go together.
     """
+
+    boundary_phase = "importance"
 
     def __init__(
         self,
@@ -178,8 +181,9 @@ class Regularizer(TaskCallback):
         if self._tried or not self.enabled:
             return
         self._tried = True
-        for estimator, loss in self.estimates(pl_module):
-            try_on_batch(trainer, pl_module, estimator, loss, batch, self._running, self._called)
+        with phase(trainer, self.boundary_phase):
+            for estimator, loss in self.estimates(pl_module):
+                try_on_batch(trainer, pl_module, estimator, loss, batch, self._running, self._called)
 
     @override
     def on_task_start(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
