@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from glob import glob
 from pathlib import Path
 
 import pytest
@@ -119,7 +120,7 @@ class Clone:
         if words[0] == "cl-diffusion":
             main([*words[1:], *cut.words(words[1:])])
         elif words[0] == "python":
-            words = [path for word in words[1:] for path in (sorted(map(str, self.folder.glob(word))) or [word])]
+            words = [path for word in words[1:] for path in (sorted(glob(word)) if "*" in word else [word])]
             done = subprocess.run([sys.executable, *self.with_cut(words)], capture_output=True, text=True)
             assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
 
