@@ -33,7 +33,7 @@ CUT = {
     "tools/audit_table.py": [],
     "tools/audit_variants.py": [*ONE_SEED, "--variants", "32 samples", *FIT],
     "tools/bench_fisher.py": [
-        *("--networks", "8x8, widths 32-64", "--batch-sizes", "2", "--samples", "4", "--rounds", "1", "--processes"),
+        *("--networks", "8x8, widths 32-64", "--batch-sizes", "8", "--samples", "16", "--rounds", "1", "--processes"),
     ],
     "tools/bench_guidance.py": [
         *("--scales", "1", "--budget", "4", "--classifier-steps", "2", "--images-per-class", "1", "--seeds", "0"),
@@ -76,7 +76,7 @@ class Clone:
 
     Args:
         folder: empty; it becomes the top of the repository.
-        more: commands besides those of the pages that runs may come from.
+        more: commands besides those of the pages that runs may come from; these first.
     """
 
     def __init__(self, folder: Path, more: Iterable[list[str]] = ()) -> None:
@@ -100,7 +100,7 @@ class Clone:
     def source(self, name: str) -> list[list[str]]:
         """The commands of the first block that makes a run."""
         listed = [block.commands for block in BLOCKS if block.kind == "commands"]
-        for commands in (*listed, *([words] for words in self.more)):
+        for commands in (*([words] for words in self.more), *listed):
             if any(fnmatch.fnmatch(made(words) or "", name) for words in commands):
                 return commands
         raise AssertionError(f"no command of a page makes {name}")
