@@ -26,9 +26,11 @@ CHECKED_ONLY = {
     "tools/bench_plasticity.py relu": "a hundred fits of 2,000 steps, which no option makes fewer",
     "tools/bench_plasticity.py sweep": "six fits a method at least; `table` runs the same fits",
     "tools/bench_plasticity.py overhead": "five epochs of 102 blocks, which no option makes fewer",
+    "tools/bench_scale.py": "tests/test_bench_scale.py runs all of it, cut by --quick",
+    "tools/bench_train.py": "tests/test_bench_train.py runs all of it, cut by the same options",
     "tools/chaos.py": "fits a stream with everything on twice, whatever the number of kills",
 }
-"""What no option cuts to seconds, and why: there, only the arguments are read."""
+"""What no option cuts to seconds, or another test runs so: here, only the arguments are read."""
 CUT = {
     "tools/audit_table.py": [],
     "tools/audit_variants.py": [*ONE_SEED, "--variants", "32 samples", *FIT],
@@ -45,8 +47,6 @@ CUT = {
     "tools/bench_sampler.py images": [
         *("--budgets", "4", "--images-per-class", "2", "--seeds", "0", "--only", "ancestral"),
     ],
-    "tools/bench_scale.py": ["--quick"],
-    "tools/bench_train.py": ["--network", "8x8", "--batch-size", "2", "--steps", "2", "--rounds", "1"],
     "tools/linear_gaussian.py": ["--dimensions", "1", "2", "--remainders", "0.1", "--samples", "60"],
     "tools/moved.py": [],
     "tools/permuted_digits.py": ["--methods", "EWC, diagonal", "--seeds", "0", "--epochs", "1"],
@@ -63,12 +63,13 @@ def entry(words: list[str], table: Iterable[str]) -> str | None:
 
 
 def few_methods(words: list[str]) -> list[str]:
-    """Two of the methods of a matrix, its first and its last (or the one that it is held against), at one strength."""
+    """The last method that is named, and the one that it is held against; of a preset's own, two. At one strength."""
     given = words[words.index("--methods") + 1 :] if "--methods" in words else ["finetune", "rank1"]
     methods = given[: next((at for at, word in enumerate(given) if word.startswith("--")), len(given))]
-    first = words[words.index("--against") + 1] if "--against" in words else methods[0]
+    few = methods[-1:] if "--methods" in words else methods
+    against = [words[words.index("--against") + 1]] if "--against" in words else []
     strength = ["--strengths", words[words.index("--strengths") + 1]] if "--strengths" in words else []
-    return ["--methods", *dict.fromkeys([first, methods[-1]]), *strength]
+    return ["--methods", *dict.fromkeys([*against, *few]), *strength]
 
 
 class Clone:
@@ -93,9 +94,9 @@ class Clone:
             for name in needed(words):
                 if not (self.folder / name).exists() and not any(fnmatch.fnmatch(each, name) for each in own):
                     self.run(self.source(name))
-            self.done.append(words)
             with self.inside():
                 self.command(words)
+            self.done.append(words)
 
     def source(self, name: str) -> list[list[str]]:
         """The commands of the first block that makes a run."""
@@ -121,7 +122,7 @@ class Clone:
             main([*words[1:], *cut.words(words[1:])])
         elif words[0] == "python":
             words = [path for word in words[1:] for path in (sorted(glob(word)) if "*" in word else [word])]
-            done = subprocess.run([sys.executable, *self.with_cut(words)], capture_output=True, text=True)
+            done = subprocess.run([sys.executable, *self.with_cut(words)], capture_output=True, text=True, timeout=300)
             assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
 
     def with_cut(self, words: list[str]) -> list[str]:

@@ -55,6 +55,11 @@ def _changing(arguments: dict[str, Any]) -> dict[str, Any]:
     return {"batch_size": 8, "epochs_per_task": 1, "num_tasks": 3, **few}
 
 
+def _audit(arguments: dict[str, Any]) -> dict[str, Any]:
+    few = {"timesteps": [100, 900]} if "timesteps" in arguments else {}
+    return {"samples": 16, "random": 1, "repeats": 4, "radii": arguments.get("radii", [0.001]), **few}
+
+
 CUTS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "UNet2DModel": _network,
     "DDPM": _ddpm,
@@ -64,7 +69,7 @@ CUTS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "GenerativeReplay": lambda _: {"images_per_class": 2},
     "ClassBalancedBuffer": lambda _: {"images": 20},
     "LeadingEigenpairsFisher": lambda arguments: {"rank": 2, "tolerance": 0.5} if "rank" in arguments else {},
-    "FisherAudit": lambda arguments: {"samples": 16, **({"timesteps": [100, 900]} if "timesteps" in arguments else {})},
+    "FisherAudit": _audit,
     "CompiledNetwork": lambda _: {"backend": "eager"},
     "ModelParallelStrategy": lambda _: {"data_parallel_size": 1},
 }
