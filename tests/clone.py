@@ -89,11 +89,11 @@ class Clone:
         """In order; a command that has been run is not run again."""
         own = {name for words in commands for name in [made(words)] if name}
         for words in commands:
-            if words in self.done:
-                continue
-            for name in needed(words):
+            for name in needed(words) if words not in self.done else []:
                 if not (self.folder / name).exists() and not any(fnmatch.fnmatch(each, name) for each in own):
                     self.run(self.source(name))
+            if words in self.done:
+                continue
             with self.inside():
                 self.command(words)
             self.done.append(words)

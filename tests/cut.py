@@ -65,7 +65,7 @@ CUTS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "DDPM": _ddpm,
     "TaskDataModule": _data,
     "ChangingDataModule": _changing,
-    "ContinualMetrics": lambda _: {"images_per_class": 2, "reference_steps": 2, "loss_draws": 1},
+    "ContinualMetrics": lambda _: {"images_per_class": 2, "reference_steps": 2, "loss_draws": 4},
     "GenerativeReplay": lambda _: {"images_per_class": 2},
     "ClassBalancedBuffer": lambda _: {"images": 20},
     "LeadingEigenpairsFisher": lambda arguments: {"rank": 2, "tolerance": 0.5} if "rank" in arguments else {},
