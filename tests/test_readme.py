@@ -1,11 +1,10 @@
-"""The README's examples run one after the other, on fewer digits and batches."""
+"""The pages: every block is of a known kind, links lead somewhere, every snippet runs on a few digits and batches."""
 
 from __future__ import annotations
 
 import re
 from functools import partial
 from pathlib import Path
-from textwrap import dedent
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,16 +12,82 @@ import lightning.pytorch
 import pytest
 import sklearn.datasets
 import torch
+from torch import nn
 
 from cl_diffusion.callbacks import PlasticityMetrics
 from cl_diffusion.cli import main
 from cl_diffusion.linalg import LowRank
 from tests.callbacks.stranger import Regression, loader, trainer
+from tests.pages import BLOCKS, PAGES, ROOT
 from tests.tiny import configuration
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
-SECTION = README[README.index("### Examples") : README.index("### What they keep")]
-EXAMPLES = re.findall(r"```python\n(.*?)```", SECTION, re.DOTALL)
+EXAMPLES = [
+    "class ImageClassifier(",
+    "class PermutedDigits(",
+    "class GAN(",
+    "class LowRankAdapter(",
+    "class Digits(",
+    "class Distilled(",
+]
+SNIPPETS = [
+    *EXAMPLES,
+    "MixedReplay(",
+    "NoiseStatistics.of(",
+    "def configure_model(",
+    "FisherAudit(",
+    "PlasticityMetrics(",
+    "hidden = Units(",
+    "first_task, second_task",
+    "operator.resolvent(",
+    "save_operator(",
+]
+"""What tells each snippet from all others."""
+
+
+def snippet(mark: str) -> str:
+    """The one with this mark; a page may repeat one of another."""
+    (code,) = {block.text for block in BLOCKS if block.kind == "python" and mark in block.text}
+    return code
+
+
+def run(mark: str, **names: Any) -> dict[str, Any]:
+    """The names that a snippet leaves, besides those it is given."""
+    exec(compile(snippet(mark), mark, "exec"), names)
+    return names
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.name)
+def test_every_block_is_of_a_kind_that_is_run(block: Any) -> None:
+    assert block.kind, f"{block.name} is neither Python, YAML, commands nor arguments:\n{block.text}"
+    if block.kind == "python":
+        assert len([mark for mark in SNIPPETS if mark in block.text]) == 1, f"{block.name}: no test runs this snippet"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_files_and_headings(page: str) -> None:
+    for target in re.findall(r"\]\((?!http)([^)\s]+)\)", (ROOT / page).read_text()):
+        path, _, heading = target.partition("#")
+        file = (ROOT / page).parent / path if path else ROOT / page
+        assert file.exists(), target
+        if heading:
+            heads = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
+            assert heading in [re.sub(r"[^a-z0-9 _-]", "", head.lower()).replace(" ", "-") for head in heads], target
+
+
+def test_the_front_page_names_every_method() -> None:
+    front = (ROOT / "README.md").read_text()
+    for part in ("method", "replay", "plasticity"):
+        for path in (ROOT / "configs" / part).glob("*.yaml"):
+            assert f"`{path.stem}`" in front, path.name
+
+
+def test_the_figures_of_the_front_page_are_those_of_the_other_pages() -> None:
+    front = (ROOT / "README.md").read_text()
+    results = front[front.index("## Results") : front.index("## Beside its peers")]
+    rows = [line for line in results.splitlines() if re.match(r"\| .*\d.* \|$", line)]
+    measured = "".join((ROOT / page).read_text() for page in PAGES[2:])
+    assert len(rows) > 30
+    assert [row for row in rows if row not in measured] == []
 
 
 @pytest.fixture(scope="module")
@@ -37,28 +102,21 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         digits = sklearn.datasets.load_digits()
         few = {"images": digits.images[:120], "target": digits.target[:120]}
         patch.setattr(sklearn.datasets, "load_digits", lambda: SimpleNamespace(**few))
-        for example in EXAMPLES:
-            exec(compile(example, "README.md", "exec"), names)
+        for mark in EXAMPLES:
+            exec(compile(snippet(mark), mark, "exec"), names)
         names["checkpoint"] = torch.load("after_task_3.ckpt", weights_only=True)
     return names
 
 
 def test_the_replay_in_python_replays_from_the_second_task_on() -> None:
-    (snippet,) = [code for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "MixedReplay(" in code]
-    names: dict[str, Any] = {}
-    exec(compile(snippet, "README.md", "exec"), names)
+    names = run("MixedReplay(")
     assert (names["data"].num_epochs, names["data"].replay_batch_size) == (300, 64)
     assert names["data"].replay.shares == [0.25, 0.75]
 
 
-def test_the_samplers_in_python_draw_from_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (snippet,) = [
-        code for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "NoiseStatistics.of(" in code
-    ]
-    monkeypatch.chdir(tmp_path)
-    main(["fit", "-c", str(configuration(tmp_path, strength=None)), "--run", "runs/joint"])
-    names: dict[str, Any] = {}
-    exec(compile(snippet, "README.md", "exec"), names)
+def test_the_samplers_in_python_draw_from_a_checkpoint(folder: Path) -> None:
+    main(["fit", "-c", str(configuration(folder, strength=None)), "--run", "runs/joint"])
+    names = run("NoiseStatistics.of(")
     assert names["images"].shape == (200, 1, 8, 8)
     assert len(names["lanczos"].reports) == 12
     drawn = names["analytic"].sample(names["model"].denoiser, (1, 8, 8), names["labels"][:2])
@@ -66,11 +124,8 @@ def test_the_samplers_in_python_draw_from_a_checkpoint(tmp_path: Path, monkeypat
 
 
 def test_the_resets_in_python_find_the_units_that_they_are_given(tmp_path: Path) -> None:
-    section = README[README.index("## Plasticity") :]
-    first, second = re.findall(r"```python\n(.*?)```", section, re.DOTALL)[:2]
-    names: dict[str, Any] = {}
-    for snippet in (first, second):
-        exec(compile(dedent(snippet), "README.md", "exec"), names)
+    names = run("PlasticityMetrics(")
+    names = run("hidden = Units(", **names)
 
     class Named(Regression):
         def __init__(self) -> None:
@@ -87,8 +142,43 @@ def test_the_resets_in_python_find_the_units_that_they_are_given(tmp_path: Path)
     assert "net.a,dead" in (tmp_path / "plasticity.csv").read_text()
 
 
-def test_there_are_six() -> None:
-    assert len(EXAMPLES) == 6
+def test_the_five_lines_hold_three_tasks(folder: Path) -> None:
+    tasks = {f"{name}_task": loader(seed) for seed, name in enumerate(("first", "second", "third"))}
+    (term,) = run("first_task, second_task", model=Regression(), **tasks)["ewc"].terms
+    assert [entry["task"] for entry in term.operator.provenance.record] == [1, 2, 3]
+
+
+def test_the_audit_in_python_writes_its_figures(folder: Path) -> None:
+    names = run("FisherAudit(")
+    names["trainer"].fit(Regression(), loader(0))
+    (written,) = folder.rglob("audit.json")
+    assert written.parent.name == "after_task_1"
+
+
+def test_the_operator_without_a_trainer_is_what_it_says() -> None:
+    model, batches = nn.Linear(3, 1), [torch.randn(8, 3), torch.randn(8, 3)]
+    anchor = {name: parameter + 1 for name, parameter in model.named_parameters()}
+    given = {"model": model, "batches": batches, "anchor": anchor}
+    names = run("operator.resolvent(", **given, loss=lambda model, batch: model(batch).square()[:, 0])
+    assert float(names["operator"].quadratic(names["delta"]).detach()) > 0
+
+
+def test_the_fishers_in_python_are_checked_and_read_back(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = run("save_operator(")
+    assert "diagonal" in capsys.readouterr().out
+    assert float(names["true_fisher"].trace()) > 0
+    assert Path("old_task.safetensors").is_file()
+
+
+def test_a_module_of_one_s_own_is_sharded_as_the_page_has_it() -> None:
+    """Without a mesh it stays whole; with one, `tests/callbacks/test_sharded.py` has the same method in processes."""
+    configure = run("def configure_model(")["configure_model"]
+    module = SimpleNamespace(device_mesh=None, net=nn.Linear(2, 2))
+    configure(module)
+    assert type(module.net) is nn.Linear
+    body = snippet("def configure_model(").split("(self):\n", 1)[1]
+    tested = (ROOT / "tests/callbacks/test_sharded.py").read_text()
+    assert "\n".join(f"    {line}" for line in body.splitlines()) in tested
 
 
 @pytest.mark.slow

@@ -30,6 +30,12 @@ class SNRBand:
 
     Raises:
         ValueError: ``low`` is not less than ``high``.
+
+    Example:
+        >>> from cl_diffusion.diffusion import NoiseSchedule
+        >>> band = SNRBand("mid", low=-1.0, high=1.0)
+        >>> band.timesteps(NoiseSchedule([0.9, 0.5, 0.4, 0.1]))
+        tensor([1, 2])
     """
 
     name: str

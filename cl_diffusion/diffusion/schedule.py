@@ -33,6 +33,13 @@ class NoiseSchedule(nn.Module):
 
     Raises:
         ValueError: ``alpha_bar`` is empty, not one-dimensional, leaves (0, 1) or does not decrease.
+
+    Example:
+        >>> schedule = NoiseSchedule([0.9, 0.64, 0.1])
+        >>> schedule.num_steps, schedule.alpha_bar_at(-1)
+        (3, 1.0)
+        >>> schedule.add_noise(torch.ones(1, 1), torch.zeros(1, 1), torch.tensor([1]))
+        tensor([[0.8000]])
     """
 
     alpha_bar: Tensor  # float64 (T,), always on the CPU: the exact values that the other tables are made of

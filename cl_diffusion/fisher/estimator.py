@@ -189,6 +189,14 @@ def estimate(
     Raises:
         ValueError: no samples, no trainable parameters, a loss of another shape, or one that says too little of itself.
         FloatingPointError: a gradient is not finite; names the sample and the first bad parameter.
+
+    Example:
+        >>> from cl_diffusion.fisher import DiagonalFisher
+        >>> model = nn.Linear(2, 1, bias=False)
+        >>> batches = [torch.tensor([[1.0, 0.0], [3.0, 2.0]])]
+        >>> operator = estimate(DiagonalFisher(), model, lambda model, x: model(x)[:, 0], batches)
+        >>> operator.diagonal()["weight"]  # the mean of squared gradients, which here are the inputs
+        tensor([[5., 2.]])
     """
     population = Population(model, loss, batches, draw, seed, chunk_size)
     with undisturbed(model) as first:

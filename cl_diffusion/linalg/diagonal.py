@@ -25,6 +25,15 @@ class Diagonal(Operator):
 
     Raises:
         ValueError: an entry is negative or not finite; the message names the parameter.
+
+    Example:
+        >>> import torch
+        >>> operator = Diagonal({"w": torch.tensor([1.0, 4.0])})
+        >>> d = {"w": torch.tensor([2.0, 0.5])}
+        >>> float(operator.quadratic(d)), float(operator.trace())
+        (5.0, 5.0)
+        >>> operator.resolvent(d, 0.25)["w"]  # (I + F / 4)^-1 d
+        tensor([1.6000, 0.2500])
     """
 
     kind: ClassVar[str] = "diagonal"

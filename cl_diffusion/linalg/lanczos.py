@@ -84,7 +84,15 @@ def square_root(matvec: Matvec, z: Tensor, steps: int, *, floor: float = 0.0, ce
 
 
 def lanczos_sqrt(matvec: Matvec, z: Tensor, steps: int) -> Tensor:
-    """``sqrt(A) z`` for a symmetric positive semi-definite ``A``, by ``steps`` products; see ``square_root``."""
+    """``sqrt(A) z`` for a symmetric positive semi-definite ``A``, by ``steps`` products; see ``square_root``.
+
+    Example:
+        >>> a = torch.tensor([[2.0, 1.0], [1.0, 2.0]], dtype=torch.float64)
+        >>> z = torch.tensor([1.0, 0.0], dtype=torch.float64)
+        >>> half = lanczos_sqrt(lambda q: a @ q, z, steps=2)
+        >>> torch.allclose(lanczos_sqrt(lambda q: a @ q, half, steps=2), a @ z)
+        True
+    """
     return square_root(matvec, z, steps).product
 
 
@@ -107,6 +115,12 @@ def lanczos_eigenpairs(
 
     Raises:
         ValueError: ``rank`` or ``max_steps`` leaves nothing to find, or ``start`` is zero.
+
+    Example:
+        >>> a = torch.diag(torch.tensor([1.0, 5.0, 3.0], dtype=torch.float64))
+        >>> found = lanczos_eigenpairs(lambda q: a @ q, torch.ones(3, dtype=torch.float64), rank=2)
+        >>> found.values.round(decimals=6), found.converged
+        (tensor([5., 3.], dtype=torch.float64), True)
     """
     dimension = start.shape[-1]
     steps = max(100, 10 * rank) if max_steps is None else max_steps

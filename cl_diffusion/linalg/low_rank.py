@@ -29,6 +29,15 @@ class LowRank(Operator):
 
     Raises:
         ValueError: a value is negative or not finite, or the leading axes are not all ``k``.
+
+    Example:
+        >>> import torch
+        >>> g = {"w": torch.tensor([[3.0, 4.0]])}
+        >>> operator = LowRank(g, torch.tensor([2.0]))  # 2 g g^T
+        >>> (operator @ {"w": torch.tensor([1.0, 0.0])})["w"].round()
+        tensor([18., 24.])
+        >>> operator.rank, round(float(operator.trace()), 4)
+        (1, 50.0)
     """
 
     kind: ClassVar[str] = "low_rank"

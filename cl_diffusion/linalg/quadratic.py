@@ -35,6 +35,13 @@ class Quadratic:
         anchor: the parameters that are remembered, for (at least) the operator's names.
         constant: ``c``; it moves the value and never the gradient.
         slope: ``b``, what is left where quadratics of several anchors are summed about the newest; None is zero.
+
+    Example:
+        >>> import torch
+        >>> from cl_diffusion.linalg import Diagonal
+        >>> held = Quadratic(Diagonal({"w": torch.tensor([1.0, 4.0])}), anchor={"w": torch.zeros(2)})
+        >>> float(held.value({"w": torch.tensor([2.0, 0.5])}))
+        2.5
     """
 
     operator: Operator

@@ -27,6 +27,13 @@ class ContinualMatrix:
         name: of the metric.
         higher_is_better: its direction.
         entries: what is known so far.
+
+    Example:
+        >>> agreement = ContinualMatrix("class_agreement", higher_is_better=True)
+        >>> for after, task, value in [(1, 1, 1.0), (2, 1, 0.5), (2, 2, 0.75)]:
+        ...     agreement.record(after, task, value)
+        >>> agreement.average(), agreement.forgetting(), agreement.backward_transfer()
+        (0.625, 0.25, -0.5)
     """
 
     name: str

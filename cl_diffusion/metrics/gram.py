@@ -54,6 +54,12 @@ class Gram:
 
     Raises:
         ValueError: ``products`` is not square, empty, or not finite.
+
+    Example:
+        >>> gradients = torch.tensor([[3.0, 0.0], [3.0, 4.0]], dtype=torch.float64)
+        >>> Gram(gradients @ gradients.T).products
+        tensor([[ 9.,  9.],
+                [ 9., 25.]], dtype=torch.float64)
     """
 
     def __init__(self, products: Tensor) -> None:

@@ -23,6 +23,12 @@ def trajectory(num_train_steps: int, steps: Steps, spacing: Spacing = "even") ->
     Raises:
         ValueError: fewer than 1 or more than ``num_train_steps``, a timestep repeated or out of range, or an unknown
             spacing.
+
+    Example:
+        >>> trajectory(1000, 5)
+        [999, 749, 500, 250, 0]
+        >>> trajectory(1000, [0, 500, 900])
+        [900, 500, 0]
     """
     if spacing not in get_args(Spacing):
         raise ValueError(f"spacing={spacing!r}: expected one of {', '.join(map(repr, get_args(Spacing)))}.")
