@@ -167,7 +167,7 @@ def test_this_projects_own_side_runs(tool: ModuleType, method: str) -> None:
     assert found["accuracy"][0][0] > 0.9
     assert found["cpu_seconds"] > 0
     assert (found["pass_seconds"] is not None) == (method in ("ewc", "mas"))
-    assert found["peak_mib"] >= found["idle_mib"] > 0
+    assert found["peak_mib"] > 0
 
 
 def test_weights_and_data_begin_the_same_for_a_seed_and_otherwise_for_another(tool: ModuleType) -> None:

@@ -3,12 +3,11 @@
     python tools/compare_peers.py --environments envs --json peers.json
 
 scikit-learn's 8x8 digits as five tasks of two classes, a classifier with two hidden layers of 100 and all ten outputs
-from the start, Adam at 2e-3 created anew for
-each task, batches of 32; every library the same data, first weights (checked by their hash), order of
-tasks, epochs and seeds, through its own public interface and at the strength that ``--sweep`` found best for it on seed
-100, which the table does not use. Each library has an environment of its own in ``--environments`` (several GB each;
-made where missing, used again), this project that of the tool. Each method runs in a process of its own on one thread, the
-libraries in turns.
+from the start, Adam at 2e-3 created anew for each task, batches of 32; every library the same data, first weights
+(checked by their hash), order of tasks, epochs and seeds, through its own public interface and at the strength that
+``--sweep`` found best for it on seed 100, which the table does not use. Each library has an environment of its own in
+``--environments`` (several GB each; made where missing, used again), this project that of the tool. Each method runs in
+a process of its own on one thread, the libraries in turns.
 """
 
 from __future__ import annotations
@@ -31,8 +30,8 @@ from cl_diffusion.metrics import ContinualMatrix
 STRENGTHS = SCRIPTS / "strengths.json"
 """By library and method, as the newest sweep found them."""
 GRID = {
-    **{method: [0.1, 1e1, 1e3, 1e5, 1e7] for method in ("ewc", "si", "mas")},
-    "lwf": [0.1, 1.0, 10.0],
+    **{method: [10.0**power for power in range(-4, 8)] for method in ("ewc", "si", "mas")},
+    "lwf": [0.1, 1.0, 10.0, 100.0],
 }
 """The same for every library, and as coarse: what they multiply differs by powers of ten."""
 SWEPT_SEED = 100
@@ -119,7 +118,7 @@ def notes(rows: Sequence[Row], missing: dict[str, str]) -> list[str]:
     """What stands under the table: versions, who is missing, and whether all began alike."""
     versions = {row["library"]: row["versions"] for row in rows if "versions" in row}
     said = [f"{name}: {', '.join(f'{p} {v}' for p, v in found.items())}" for name, found in versions.items()]
-    said += [f"{name} is not in the table: {why}" for name, why in missing.items()]
+    said += [f"not in the table: {name}: {why}" for name, why in missing.items()]
     for seed in sorted({row["seed"] for row in rows}):
         starts = {row["library"]: row["start"] for row in rows if row["seed"] == seed and "start" in row}
         if len(set(starts.values())) > 1:
