@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from peers.environments import alone, last_line, python_of
-from peers.libraries import LIBRARIES, METHODS, NOT_RUN, SCRIPTS, Library
+from peers.libraries import LIBRARIES, METHODS, NOT_RUN, REMARKS, SCRIPTS, Library
 from peers.user_lines import user_lines
 from side_by_side import environment
 from tables import interval, table
@@ -119,6 +119,7 @@ def notes(rows: Sequence[Row], missing: dict[str, str]) -> list[str]:
     versions = {row["library"]: row["versions"] for row in rows if "versions" in row}
     said = [f"{name}: {', '.join(f'{p} {v}' for p, v in found.items())}" for name, found in versions.items()]
     said += [f"not in the table: {name}: {why}" for name, why in missing.items()]
+    said += REMARKS
     for seed in sorted({row["seed"] for row in rows}):
         starts = {row["library"]: row["start"] for row in rows if row["seed"] == seed and "start" in row}
         if len(set(starts.values())) > 1:

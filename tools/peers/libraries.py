@@ -51,3 +51,18 @@ NOT_RUN = {
     "Continuum 1.2.7": "streams of data, no methods",
     "Mammoth, PyCIL, Sequoia, CLHive": "not on PyPI (other packages have two of the names)",
 }
+
+REMARKS = (
+    "strengths are each library's own best of powers of ten on another seed, and no two are of the same matrix. EWC"
+    " here: lambda/2 times the mean over samples of squared per-sample gradients; Avalanche: lambda (no half) times"
+    " the mean over batches of squared batch gradients; gmumcl (its online_ewc, which keeps every task): lambda (no"
+    " half) times their sum; clearn: lambda/2 times their mean weighted by size, clamped to [1e-8, 1e4]",
+    "MAS here sums absolute per-sample gradients' means over tasks; Avalanche takes absolute batch gradients and "
+    "halves the old importance at each task (its alpha of .5); gmumcl sums them over batches and keeps only the "
+    "newest task's",
+    "on a CPU Avalanche 0.6.0's Synaptic Intelligence stores views of the weights, not copies, so its path and "
+    "importance are 0: it trains as fine-tuning does at every strength",
+    "clearn's replay is DER++, and its fit evaluates on the task's own data, which is within its time",
+    "replay here trains on ten images fewer: its data module holds out at least one of each class",
+)
+"""What the figures do not say."""
