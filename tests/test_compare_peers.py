@@ -187,3 +187,11 @@ def test_the_clock_stands_still_while_tasks_are_measured(tool: ModuleType, monke
         now[0] += 3
         watch.task_learned()
     assert watch.seconds == 6
+
+
+def test_the_peak_of_a_process_is_not_that_of_the_one_that_started_it(tool: ModuleType, tmp_path: Path) -> None:
+    text = f"import sys\nsys.path.insert(0, {str(TOOLS / 'peers')!r})\nimport json, problem\n"
+    text += "print(json.dumps({'peak': problem.peak_mib()}))\n"
+    held = bytearray(b"x") * 2**30
+    (found,) = tool.rows_of(script(tmp_path, text), Path(sys.executable), [{}])
+    assert len(held) / 2**20 > found["peak"]

@@ -11,12 +11,12 @@ import hashlib
 import json
 import platform
 import random
-import resource
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -156,8 +156,9 @@ def fingerprint(tensors: list[Any]) -> str:
 
 
 def peak_mib() -> float:
-    """The most memory that this process has held."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    """The most memory that this process has held; ``ru_maxrss`` begins with that of the process that started it."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) / 2**10
 
 
 def run(library: str, train: Train, *packages: str) -> None:
