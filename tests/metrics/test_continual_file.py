@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from cl_diffusion.callbacks.diagnostics.continual_table import write_csv
 from cl_diffusion.metrics import ContinualMatrix
+from cl_diffusion.metrics.continual_file import write_matrices
 
 
 def test_pandas_reads_the_matrices_in_one_line(tmp_path: Path) -> None:
@@ -16,7 +16,7 @@ def test_pandas_reads_the_matrices_in_one_line(tmp_path: Path) -> None:
     for (after, task), value in values.items():
         loss.record(after, task, value)
     agreement.record(1, 1, 1.0)
-    write_csv(tmp_path / "continual.csv", [loss, agreement])
+    write_matrices(tmp_path / "continual.csv", [loss, agreement])
 
     table = pandas.read_csv(tmp_path / "continual.csv")
     assert [str(table[column].dtype) for column in ("after", "task", "value")] == ["int64", "int64", "float64"]
