@@ -28,6 +28,7 @@ CHECKED_ONLY = {
     "tools/bench_plasticity.py overhead": "five epochs of 102 blocks, which no option makes fewer",
     "tools/bench_scale.py": "tests/test_bench_scale.py runs all of it, cut by --quick",
     "tools/bench_train.py": "tests/test_bench_train.py runs all of it, cut by the same options",
+    "tools/compare_peers.py": "makes environments of other libraries; tests/test_compare_peers.py runs our side",
     "tools/chaos.py": "fits a stream with everything on twice, whatever the number of kills",
 }
 """What no option cuts to seconds, or another test runs so: here, only the arguments are read."""
@@ -47,6 +48,7 @@ CUT = {
     "tools/bench_sampler.py images": [
         *("--budgets", "4", "--images-per-class", "2", "--seeds", "0", "--only", "ancestral"),
     ],
+    "tools/forgetting_picture.py": [],
     "tools/linear_gaussian.py": ["--dimensions", "1", "2", "--remainders", "0.1", "--samples", "60"],
     "tools/moved.py": [],
     "tools/permuted_digits.py": ["--methods", "EWC, diagonal", "--seeds", "0", "--epochs", "1"],

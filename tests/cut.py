@@ -25,6 +25,8 @@ FIT = [
 
 def words(command: list[str]) -> list[str]:
     """What makes a command of ``cl-diffusion`` short. A stream has two tasks, unless joint or told its classes."""
+    if command[0] == "report":
+        return []
     if command[0] != "fit":
         return ["--trainer.enable_progress_bar", "false"]
     said = " ".join(command)

@@ -40,6 +40,8 @@ SNIPPETS = [
     "first_task, second_task",
     "operator.resolvent(",
     "save_operator(",
+    "export_pipeline(",
+    "ContinualMetric(",
 ]
 """What tells each snippet from all others."""
 
@@ -225,3 +227,15 @@ def test_the_classifier_was_held_to_its_earlier_self(ran: dict[str, Any]) -> Non
     for mine, theirs in zip(distilled.net.parameters(), distilled.teacher.parameters(), strict=True):
         assert torch.equal(mine, theirs)
         assert not theirs.requires_grad
+
+
+def test_a_model_goes_to_diffusers_and_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    main(["fit", "-c", str(configuration(tmp_path, strength=None)), "--run", "runs/joint"])
+    with pytest.warns(UserWarning, match="no labels"):
+        names = run("export_pipeline(")
+    assert names["again"].noise_schedule.alpha_bar.equal(names["model"].noise_schedule.alpha_bar)
+
+
+def test_any_torchmetric_is_measured_over_tasks() -> None:
+    assert run("ContinualMetric(")["quality"].matrix.entries.keys() == {(1, 1), (2, 1), (2, 2)}
