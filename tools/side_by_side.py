@@ -77,9 +77,11 @@ def _peak_bytes(run: Callable[[], object], device: torch.device) -> float:
 
     sampler = threading.Thread(target=sample)
     sampler.start()
-    run()
-    stop.set()
-    sampler.join()
+    try:
+        run()
+    finally:
+        stop.set()
+        sampler.join()
     return peak[0]
 
 
