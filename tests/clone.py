@@ -141,6 +141,8 @@ def made(words: list[str]) -> str | None:
     for option in ("--run", "--out"):
         if option in words:
             return words[words.index(option) + 1]
+    if "configs/quickstart.yaml" in words:
+        return "runs/quickstart"  # its own
     return f"runs/reproduce/{words[2]}" if words[1:2] == ["tools/reproduce.py"] else None
 
 
