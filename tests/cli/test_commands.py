@@ -38,6 +38,7 @@ def test_fit_leaves_everything_in_its_folder(run: Path) -> None:
         "continual.csv",
         "yardstick.json",
         "metrics.csv",
+        "run.json",
         "checkpoints/after_task_1.ckpt",
         "checkpoints/after_task_2.ckpt",
         "checkpoints/last.ckpt",
@@ -47,6 +48,14 @@ def test_fit_leaves_everything_in_its_folder(run: Path) -> None:
     entries = [(row["metric"], row["after"], row["task"]) for row in rows(run / "continual.csv")]
     metrics = ("class_agreement", "denoising_loss", "frechet_distance")
     assert sorted(entries) == sorted((m, a, t) for m in metrics for a, t in (("1", "1"), ("2", "1"), ("2", "2")))
+
+
+def test_the_record_says_what_was_run_by_what_and_how_it_ended(run: Path) -> None:
+    (session,) = json.loads((run / "run.json").read_text())["sessions"]
+    assert session["command"].startswith("cl-diffusion fit ")
+    assert session["outcome"] == "finished"
+    assert session["versions"]["torch"] == session["packages"]["torch"]
+    assert session["started"] <= session["ended"]
 
 
 def test_the_log_holds_losses_by_task_and_the_noise_of_the_fisher_at_every_boundary(run: Path) -> None:
