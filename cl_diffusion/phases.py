@@ -9,6 +9,7 @@ from time import perf_counter
 from lightning.pytorch import Trainer
 
 TRAINING = "training"
+UNITS = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"), (1.0, "s"))
 Part = tuple[int, str]
 """A task, counted from 1 (0 is what comes before the first), and the phase."""
 
@@ -117,3 +118,17 @@ def phase(trainer: Trainer | None, name: str, task: int | None = None) -> Iterat
         return
     with clock.phase(name, None if task is None else task + 1):
         yield
+
+
+def spelled(seconds: float, parts: int = 2) -> str:
+    """In the largest unit that fits and, where there are two ``parts``, the next: ``1 min 32 s``."""
+    if seconds < 9.95:
+        return f"{round(seconds, parts - 1):g} s"
+    first = next(position for position, (size, _) in enumerate(UNITS) if size <= seconds)
+    smallest = UNITS[min(first + parts, len(UNITS)) - 1][0]
+    left, words = round(seconds / smallest) * smallest, []
+    for size, name in UNITS:
+        count, left = divmod(left, size)
+        if count:
+            words.append(f"{count:.0f} {name}")
+    return " ".join(words)

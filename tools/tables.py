@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from cl_diffusion.report.seeds import plain
+
 
 def standard_error(values: Sequence[float]) -> float | None:
     """Of the mean; None of a single value."""
@@ -15,13 +17,7 @@ def standard_error(values: Sequence[float]) -> float | None:
 
 def told(value: float, error: float | None) -> str:
     """The value in three digits, plus or minus its standard error in two."""
-    return _plain(value, 3) + ("" if error is None else f" +- {_plain(error, 2)}")
-
-
-def _plain(value: float, digits: int) -> str:
-    """Without a power of ten where the number is large."""
-    said = f"{value:.{digits}g}"
-    return f"{value:.0f}" if "e+" in said and abs(value) < 1e7 else said
+    return plain(value, 3) + ("" if error is None else f" +- {plain(error, 2)}")
 
 
 def interval(values: Sequence[float]) -> str:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import math
-import os
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -14,9 +12,10 @@ from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
 from cl_diffusion.callbacks.task import TaskCallback, task_stream
-from cl_diffusion.callbacks.time_left import Growth, growth, spelled, time_left
-from cl_diffusion.phases import PhaseClock
+from cl_diffusion.callbacks.time_left import Growth, growth, time_left
+from cl_diffusion.phases import PhaseClock, spelled
 from cl_diffusion.progress import show_status
+from cl_diffusion.whole_files import write_rows
 
 
 class StreamProgress(TaskCallback):
@@ -193,12 +192,6 @@ class StreamProgress(TaskCallback):
 
     def _write(self) -> None:
         assert self._folder is not None  # known since training started
-        self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._folder / "timings.csv"
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        with partial.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["task", "phase", "seconds"])
-            rows = sorted(self.clock.seconds.items(), key=lambda item: item[0][0])
-            writer.writerows((task, name, f"{spent:.3f}") for (task, name), spent in rows)
-        partial.replace(path)
+        rows = sorted(self.clock.seconds.items(), key=lambda item: item[0][0])
+        told = ((task, name, f"{spent:.3f}") for (task, name), spent in rows)
+        write_rows(self._folder / "timings.csv", ("task", "phase", "seconds"), told)

@@ -11,7 +11,6 @@ from cl_diffusion.phases import TRAINING, Part
 
 ENOUGH = 20
 """Batches by which a task's pace is known."""
-UNITS = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"), (1.0, "s"))
 
 
 @dataclass(frozen=True)
@@ -87,17 +86,3 @@ def time_left(
     pace = seconds.get((known, TRAINING), 0.0) / batches[known]
     beside = sum(each.left(task, seconds.get((task, name), 0.0), later) for name, each in phases.items())
     return pace * batches_left + beside
-
-
-def spelled(seconds: float, parts: int = 2) -> str:
-    """In the largest unit that fits and, where there are two ``parts``, the next: ``1 min 32 s``."""
-    if seconds < 9.95:
-        return f"{round(seconds, parts - 1):g} s"
-    first = next(position for position, (size, _) in enumerate(UNITS) if size <= seconds)
-    smallest = UNITS[min(first + parts, len(UNITS)) - 1][0]
-    left, words = round(seconds / smallest) * smallest, []
-    for size, name in UNITS:
-        count, left = divmod(left, size)
-        if count:
-            words.append(f"{count:.0f} {name}")
-    return " ".join(words)

@@ -34,6 +34,7 @@ class RunFolder(SaveConfigCallback):
         self.configuration = configuration
         self.folder = folder
         self.arguments = arguments
+        self._begun = False
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -48,15 +49,16 @@ class RunFolder(SaveConfigCallback):
             self.folder.mkdir(parents=True, exist_ok=True)
             path.write_text(self.configuration)
         begin_session(self.folder, trainer, self.arguments)
+        self._begun = True
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero:
+        if self._begun:
             end_session(self.folder, "finished" if trainer.current_epoch >= (trainer.max_epochs or 0) else "stopped")
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if trainer.is_global_zero:
+        if self._begun:
             end_session(self.folder, f"interrupted by {type(exception).__name__}")
 
 

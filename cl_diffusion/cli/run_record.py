@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import shlex
 import subprocess
@@ -17,6 +16,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from cl_diffusion.version import __version__
+from cl_diffusion.whole_files import written_whole
 
 RECORD = "run.json"
 _NAMED = ("torch", "lightning", "torchvision", "torchmetrics", "diffusers", "jsonargparse", "numpy")
@@ -103,7 +103,5 @@ def _sessions(folder: Path) -> list[dict[str, Any]]:
 
 
 def _write(folder: Path, sessions: list[dict[str, Any]]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".{RECORD}.{os.getpid()}.partial"
-    partial.write_text(json.dumps({"sessions": sessions}, indent=1) + "\n")
-    partial.replace(folder / RECORD)
+    with written_whole(folder / RECORD) as partial:
+        partial.write_text(json.dumps({"sessions": sessions}, indent=1) + "\n")

@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from cl_diffusion.metrics.continual_matrix import ContinualMatrix
 from cl_diffusion.metrics.generation_quality import higher_is_better
+from cl_diffusion.whole_files import write_rows
 
 COLUMNS = ("metric", "after", "task", "value")
 
 
 def write_matrices(path: Path, matrices: Iterable[ContinualMatrix]) -> None:
     """All entries as ``metric,after,task,value``, tasks counted from 1; the file is replaced in one move."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     rows = [(after, m.name, task, value) for m in matrices for (after, task), value in m.entries.items()]
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with partial.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(COLUMNS)
-        writer.writerows((metric, after, task, repr(value)) for after, metric, task, value in sorted(rows))
-    partial.replace(path)
+    write_rows(path, COLUMNS, ((metric, after, task, repr(value)) for after, metric, task, value in sorted(rows)))
 
 
 def read_matrices(path: Path) -> dict[str, ContinualMatrix]:

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cl_diffusion.whole_files import written_whole
+
 Track = Callable[[Iterable[Any], str], Iterable[Any]]
 
 
@@ -160,10 +162,8 @@ def _load(classifier: ReferenceClassifier, path: Path, device: torch.device) -> 
 
 
 def _save(classifier: ReferenceClassifier, path: Path) -> None:
-    """Write beside, then rename: another run may be writing the same file."""
+    """In one move: another run may be writing the same file."""
     from safetensors.torch import save_file
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    save_file(classifier.state_dict(), partial)
-    partial.replace(path)
+    with written_whole(path) as partial:
+        save_file(classifier.state_dict(), partial)

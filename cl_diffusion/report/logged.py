@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup
 
+from cl_diffusion.phases import spelled
 from cl_diffusion.report.comparison import Comparison
 from cl_diffusion.report.figures import by_layer, draw_cost, draw_plasticity, draw_training
 from cl_diffusion.report.figures.plasticity import Row
 from cl_diffusion.report.run import Run
-from cl_diffusion.report.seeds import duration, told
+from cl_diffusion.report.seeds import told
 from cl_diffusion.report.svg import Drawings
 
 _QUANTITIES = {
@@ -70,7 +71,7 @@ def cost(comparison: Comparison, drawings: Drawings) -> Markup | None:
     if not seconds:
         return None
     said = "; ".join(
-        f"{name}: " + ", ".join(f"{phase} {duration(spent)}" for phase, spent in of.items())
+        f"{name}: " + ", ".join(f"{phase} {spelled(spent)}" for phase, spent in of.items())
         for name, of in seconds.items()
     )
     return drawings.svg(draw_cost(seconds), f"Stacked bars of wall time. {said}")

@@ -17,9 +17,10 @@ from cl_diffusion.report.svg import Drawings
 
 @dataclass(frozen=True)
 class Measured:
-    """One metric: pictures, and its matrices as numbers."""
+    """One metric: pictures, and its matrices as numbers; ``banded``: of one band alone."""
 
     name: str
+    banded: bool
     about: str
     matrices: Markup
     curves: Markup
@@ -61,6 +62,7 @@ def _measured(comparison: Comparison, metric: str, drawings: Drawings) -> Measur
     about = ABOUT.get(metric.partition("/")[0], "")
     return Measured(
         name,
+        "/" in metric,
         about + (f", samples of the band {metric.partition('/')[2]} alone" if "/" in metric else ""),
         drawings.svg(draw_matrices(found, name), f"Heat maps of {name}, after each task on each task. {_said(found)}"),
         drawings.svg(draw_curves(found, name), f"{first_capital(name)} of each task over the stream. {_said(found)}"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 from collections.abc import Sequence
 from datetime import datetime
 from importlib.resources import files
@@ -15,10 +14,12 @@ from markupsafe import Markup
 from cl_diffusion.report.comparison import Comparison
 from cl_diffusion.report.logged import cost, plasticity, training
 from cl_diffusion.report.measured import front, measured
-from cl_diffusion.report.provenance import audit_pages, configuration, packages, provenance, samples
+from cl_diffusion.report.provenance import configuration, packages, provenance
+from cl_diffusion.report.shown import audit_pages, samples
 from cl_diffusion.report.summary import first_capital, named, summary
 from cl_diffusion.report.svg import Drawings
 from cl_diffusion.version import __version__
+from cl_diffusion.whole_files import written_whole
 
 GENERATOR = "cl_diffusion"
 
@@ -41,10 +42,8 @@ def write_report(folders: Sequence[Path], output: Path, title: str | None = None
     _require_replaceable(output)
     comparison = Comparison.of(folders)
     page = render(comparison, title)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(output)
+    with written_whole(output) as partial:
+        partial.write_text(page, encoding="utf-8")
     return comparison
 
 

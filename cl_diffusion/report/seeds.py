@@ -25,23 +25,13 @@ def told(mean: float, half_width: float | None = None) -> str:
     """The mean in three digits, and its interval in two: ``.47 ± .031``."""
     if math.isnan(mean):
         return "–"
-    said = _plain(mean, 3)
-    return said if half_width is None else f"{said} ± {_plain(half_width, 2)}"
+    said = plain(mean, 3)
+    return said if half_width is None else f"{said} ± {plain(half_width, 2)}"
 
 
-def _plain(value: float, digits: int) -> str:
+def plain(value: float, digits: int) -> str:
     """Without a power of ten where the number is large, and without what rounding leaves of zero."""
     if abs(value) < 1e-12:
         return "0"
     said = f"{value:.{digits}g}"
     return f"{value:.0f}" if "e+" in said and abs(value) < 1e7 else said
-
-
-def duration(seconds: float) -> str:
-    """Such as ``2 min 32 s`` or ``1 h 05 min``."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02} min"

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from cl_diffusion.callbacks.time_left import Growth, growth, spelled, time_left
-from cl_diffusion.phases import TRAINING, Part
+from cl_diffusion.callbacks.time_left import Growth, growth, time_left
+from cl_diffusion.phases import TRAINING, Part, spelled
 
 BATCHES = 40
 TASKS = 6

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cl_diffusion.phases import spelled
 from cl_diffusion.report.comparison import Comparison, flattened
 from cl_diffusion.report.run import Run
-from cl_diffusion.report.seeds import duration, mean_and_half_width, told
+from cl_diffusion.report.seeds import mean_and_half_width, told
 from cl_diffusion.report.summary import summary
 from tests.report.runs import rows, write
 
@@ -82,7 +83,7 @@ def test_an_interval_moves_with_its_values_and_keeps_its_width(values: list[floa
 def test_numbers_are_told_as_they_are_read() -> None:
     assert mean_and_half_width([0.5]) == (0.5, None)
     assert [told(3e-18), told(math.nan), told(0.47123, 0.0312), told(123456.0)] == ["0", "–", "0.471 ± 0.031", "123456"]
-    assert [duration(s) for s in (3.21, 59.4, 152.0, 3900.0)] == ["3.2 s", "59 s", "2 min 32 s", "1 h 05 min"]
+    assert [spelled(s) for s in (3.21, 59.4, 152.0, 3900.0)] == ["3.2 s", "59 s", "2 min 32 s", "1 h 5 min"]
 
 
 def test_a_folder_without_a_run_is_refused_by_name(tmp_path: Path) -> None:

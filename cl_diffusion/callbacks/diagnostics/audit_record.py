@@ -19,6 +19,7 @@ from cl_diffusion.metrics.half_samples import Estimate
 from cl_diffusion.metrics.support import supported, tolerance
 from cl_diffusion.metrics.verdict import verdict, verdict_of_damage, verdict_of_steps
 from cl_diffusion.version import __version__
+from cl_diffusion.whole_files import written_whole
 
 
 @dataclass
@@ -61,7 +62,6 @@ class AuditRecord:
 
     def write(self, folder: Path) -> Path:
         """``audit.json`` in the folder; a number that is not finite is null."""
-        folder.mkdir(parents=True, exist_ok=True)
         content = {
             "provenance": self.provenance,
             "verdict": self.verdict,
@@ -73,9 +73,8 @@ class AuditRecord:
             "predictions": self.predictions,
         }
         path = folder / "audit.json"
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(_finite(content), indent=1, allow_nan=False) + "\n")
-        partial.replace(path)
+        with written_whole(path) as partial:
+            partial.write_text(json.dumps(_finite(content), indent=1, allow_nan=False) + "\n")
         return path
 
     def known(self, part: Literal["figures", "preservation", "damage"], band: str, name: str) -> bool:

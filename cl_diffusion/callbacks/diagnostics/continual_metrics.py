@@ -234,7 +234,7 @@ class ContinualMetrics(TaskCallback):
             write_yardstick(folder / "yardstick.json", self._quality.yardstick)
         if drawn:
             log_grid(trainer, *joined(drawn), folder / "samples" / f"after_task_{task + 1}.png")
-        log_matrices(trainer, self.matrices, f"after task {task + 1} of {num_tasks}")
+        log_matrices(trainer, self.matrices, task + 1, num_tasks)
         print_table(self.matrices.values(), f"What is remembered after task {task + 1} of {num_tasks}")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +24,9 @@ def log_picture(trainer: Trainer, name: str, picture: Callable[[], Tensor]) -> N
             take(name, drawn, trainer.global_step)
 
 
-def log_figures(trainer: Trainer, figures: Mapping[str, Callable[[], Figure]]) -> None:
-    """Likewise matplotlib figures, by name."""
-    for name, draw in figures.items():
-        log_picture(trainer, name, lambda draw=draw: pixels(draw()))  # type: ignore[misc]
+def log_figure(trainer: Trainer, name: str, draw: Callable[[], Figure]) -> None:
+    """Likewise a matplotlib figure."""
+    log_picture(trainer, name, lambda: pixels(draw()))
 
 
 def log_files(trainer: Trainer, folder: Path, name: str) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
-from cl_diffusion.callbacks.diagnostics.logged_pictures import log_figures
+from cl_diffusion.callbacks.diagnostics.logged_pictures import log_figure
 from cl_diffusion.callbacks.plasticity.processes import all_processes
 from cl_diffusion.callbacks.plasticity.watched_units import FindsUnits, watched_units
 from cl_diffusion.callbacks.regularization.preconditions import refuse_sharded
@@ -26,6 +24,7 @@ from cl_diffusion.plasticity.chains import FIRING
 from cl_diffusion.plasticity.observation import Observer, peaks
 from cl_diffusion.plasticity.units import Units
 from cl_diffusion.report.figures import by_layer, draw_plasticity
+from cl_diffusion.whole_files import write_rows
 
 _FEATURES = 1024
 _BATCHES = 64
@@ -141,11 +140,12 @@ class PlasticityMetrics(TaskCallback):
         folder = Path(trainer.log_dir or trainer.default_root_dir)  # a broadcast: every process takes part
         if not trainer.is_global_zero:
             return
-        _write(folder / "plasticity.csv", self.rows)
+        rows = ((task, layer, name, repr(value)) for task, layer, name, value in self.rows)
+        write_rows(folder / "plasticity.csv", ("task", "layer", "figure", "value"), rows)
         named = {f"{layer or 'task'}/{name}": value for layer, of in found.items() for name, value in of.items()}
         for logger in trainer.loggers:
             logger.log_metrics(named, step=trainer.global_step)
-        log_figures(trainer, {"plasticity": lambda: draw_plasticity(by_layer(self.rows))})
+        log_figure(trainer, "plasticity", lambda: draw_plasticity(by_layer(self.rows)))
         said = ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in found.get("", {}).items())
         dead = ", ".join(f"{layer} {of['dead']:.0%}" for layer, of in found.items() if "dead" in of)
         rank_zero_info(f"task {task + 1}: {said}{'; ' if said else ''}dead units: {dead or 'not told'}")
@@ -236,13 +236,3 @@ def _rows(layer: int, values: Tensor, others: list[int]) -> Tensor:
 
 def _size(tensor: Tensor) -> float:
     return float(tensor.double().square().mean().sqrt())
-
-
-def _write(path: Path, rows: list[tuple[int, str, str, float]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with partial.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["task", "layer", "figure", "value"])
-        writer.writerows((task, layer, name, repr(value)) for task, layer, name, value in rows)
-    partial.replace(path)
