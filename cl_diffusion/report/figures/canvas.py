@@ -15,6 +15,8 @@ INK, FAINT = "#26282b", "#8f959c"
 SERIES = ("#0b62a4", "#b54708", "#0f7b4f", "#a3267e", "#6b5b00", "#5b4bb7", "#0c7c86", "#8a3b3b")
 """Told apart by people who see few colours, by their markers besides; a page replaces them by its own."""
 MARKERS = "osD^vPX*"
+_LETTERS = 13
+"""Of a legend, an inch."""
 STYLE: Any = {
     "font.size": 9,
     "font.family": "sans-serif",
@@ -32,6 +34,8 @@ STYLE: Any = {
     "text.parse_math": False,
     "xtick.color": INK,
     "ytick.color": INK,
+    "hatch.color": "#ffffff",
+    "hatch.linewidth": 0.6,
     "legend.frameon": False,
     "legend.fontsize": 8,
     "lines.linewidth": 1.4,
@@ -84,7 +88,8 @@ def whole_ticks(axes: Axes, last: int) -> None:
 
 
 def legend_below(figure: Figure, axes: Axes, columns: int = 4) -> None:
-    """One legend for all panels, of what the given one holds."""
+    """One legend for all panels, of what the given one holds; fewer columns where names are long."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, len(labels)))
+        fitting = int(_LETTERS * figure.get_figwidth() / (max(map(len, labels)) + 6))
+        figure.legend(handles, labels, loc="outside lower center", ncols=max(1, min(columns, len(labels), fitting)))

@@ -23,11 +23,7 @@ def draw_cost(seconds: Mapping[str, Mapping[str, float]]) -> Figure:
     left = dict.fromkeys(seconds, 0.0)
     for number, phase in enumerate(phases):
         widths = [of.get(phase, 0.0) / unit for of in seconds.values()]
-        style = {
-            "color": colour(number, len(phases)),
-            "hatch": _HATCHES[number % len(_HATCHES)],
-            "edgecolor": "#ffffff",
-        }
+        style = {"facecolor": colour(number, len(phases)), "hatch": _HATCHES[number % len(_HATCHES)]}
         axes.barh(range(len(seconds)), widths, left=list(left.values()), height=0.6, label=phase, linewidth=0, **style)
         left = {title: left[title] + width for title, width in zip(left, widths, strict=True)}
     axes.set_yticks(range(len(seconds)), list(seconds))
