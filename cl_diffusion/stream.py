@@ -5,12 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import torch
+from torch import Tensor
+
 
 class ReplayBatch(NamedTuple):
     """What a step sees where old tasks are replayed: a batch of the current task, and beside it one of old ones."""
 
     current: Any
     replay: Any
+
+    def together(self) -> Any:
+        """One batch of both: images, or a tuple of images and labels, the current ones first."""
+        if isinstance(self.current, Tensor):
+            return torch.cat([self.current, self.replay])
+        return tuple(torch.cat(parts) for parts in zip(self.current, self.replay, strict=True))
 
 
 @runtime_checkable

@@ -64,6 +64,14 @@ def test_the_best_strength_is_that_of_the_highest_accuracy_and_the_lowest_of_equ
     assert tool.best([*rows, failed]) == {OWN: {"ewc": 10.0}, OTHER: {"ewc": 5.0}}
 
 
+def test_the_best_strength_is_best_on_the_mean_of_the_seeds_and_failed_on_none(tool: ModuleType) -> None:
+    worse, better = [[0.9], [0.1, 0.2]], [[0.9], [0.9, 0.9]]
+    once = [row(strength=1.0, accuracy=better), row(strength=1.0, seed=1, accuracy=worse)]
+    steady = [row(strength=10.0), row(strength=10.0, seed=1)]
+    unfinished = [row(strength=0.1, accuracy=better), {"failed": "no", **dict(row(strength=0.1, seed=1))}]
+    assert tool.best([*once, *steady, *unfinished]) == {OWN: {"ewc": 10.0}}
+
+
 def test_a_line_of_the_table_has_means_with_their_errors_over_seeds(tool: ModuleType) -> None:
     rows = [row(seed=0), row(seed=1, accuracy=[[0.9], [0.65, 0.7]], peak_mib=950.0)]
     (line,) = tool.lines_of(rows)

@@ -34,3 +34,22 @@ def declared_halvings(network: nn.Module) -> int | None:
     """How often a U-Net halves its input: once between each two of ``block_out_channels``; None where not declared."""
     blocks = declared(network, "block_out_channels")
     return None if blocks is None else len(blocks) - 1
+
+
+def null_class(network: nn.Module, label_dropout: float) -> int | None:
+    """The class that stands for no label: the last one that the network embeds; None where no label is dropped.
+
+    Raises:
+        ValueError: ``label_dropout`` is not in [0, 1), or the network does not say how many classes it embeds.
+    """
+    if not 0 <= label_dropout < 1:
+        raise ValueError(f"label_dropout={label_dropout!r}; expected a share of the samples, in [0, 1)")
+    if label_dropout == 0:
+        return None
+    classes = declared_classes(network)
+    if classes is None:
+        raise ValueError(
+            f"label_dropout={label_dropout}, but {type(network).__name__} does not say how many classes it embeds, so "
+            "that none can stand for a dropped label; use a network with num_class_embeds, one more than the classes"
+        )
+    return classes[1] - 1

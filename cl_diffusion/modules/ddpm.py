@@ -9,7 +9,6 @@ import torch
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
 from typing_extensions import override
 
 from cl_diffusion.diffusion import Denoiser, DenoisingLoss, DrawnBatch, NoiseSchedule, Prediction, Reduction
@@ -17,23 +16,23 @@ from cl_diffusion.diffusion.bands import SNRBand
 from cl_diffusion.diffusion.hybrid_loss import HybridLoss
 from cl_diffusion.diffusion.image_batch import require_images, require_values
 from cl_diffusion.diffusion.linear_surrogate import linear_output
-from cl_diffusion.diffusion.network import declared_classes
+from cl_diffusion.diffusion.network import null_class
 from cl_diffusion.diffusion.prediction import x0_and_noise
 from cl_diffusion.diffusion.samplers import DDIMSampler, Sampler
 from cl_diffusion.fisher import OutputLoss, SquaredError
-from cl_diffusion.keys import KeyedBatch, derive_keys, keyed_uniform
+from cl_diffusion.keys import derive_keys, keyed_uniform
 from cl_diffusion.modules.factory import factory
 from cl_diffusion.modules.fresh_averages import FreshAverages
+from cl_diffusion.modules.held_out_losses import HeldOutLosses
 from cl_diffusion.modules.network_folder import self_contained
+from cl_diffusion.modules.same_architecture import require_same_architecture
 from cl_diffusion.modules.seeded_steps import SeededSteps
 from cl_diffusion.modules.sharded_network import shard_network
 from cl_diffusion.plain_hyperparameters import PlainHyperparameters
 from cl_diffusion.stream import ReplayBatch
 
-_VALIDATION_SEED = 0
 
-
-class DDPM(PlainHyperparameters, FreshAverages, SeededSteps):
+class DDPM(PlainHyperparameters, FreshAverages, SeededSteps, HeldOutLosses):
     """A denoising diffusion model (Ho et al. 2020, 2006.11239), class-conditional where its network is.
 
     Batches are ``(images, labels)`` or images alone, images in [-1, 1]. The training loss is the mean over samples of
@@ -77,15 +76,14 @@ class DDPM(PlainHyperparameters, FreshAverages, SeededSteps):
         super().__init__()
         self.save_hyperparameters(logger=False)
         self_contained(self.hparams, network)
-        null_class = _null_class(network, label_dropout)
-        self.denoiser = Denoiser(network, schedule or NoiseSchedule.linear(), prediction, null_class, learned_variance)
+        none = null_class(network, label_dropout)
+        self.denoiser = Denoiser(network, schedule or NoiseSchedule.linear(), prediction, none, learned_variance)
         self.label_dropout = label_dropout
         self.loss = HybridLoss(reduction=reduction) if learned_variance else DenoisingLoss(reduction=reduction)
         self.sampler = sampler or DDIMSampler(steps=50)
         self.image_shape = image_shape
         self._optimizer = factory(optimizer)
         self._lr_scheduler = factory(lr_scheduler)
-        self._task_losses: dict[int, MeanMetric] = {}
         self._looked = False
 
     @property
@@ -209,28 +207,10 @@ class DDPM(PlainHyperparameters, FreshAverages, SeededSteps):
 
     @override
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        losses = self.per_sample_loss(together(batch) if isinstance(batch, ReplayBatch) else batch)
+        losses = self.per_sample_loss(batch.together() if isinstance(batch, ReplayBatch) else batch)
         loss = losses.mean()
         self.log("train_loss", loss, prog_bar=True, batch_size=len(losses))
         return loss
-
-    @override
-    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Task ``dataloader_idx``'s held-out samples, on draws that depend on the sample alone."""
-        self._add_task_loss(batch, dataloader_idx)
-
-    @override
-    def on_validation_epoch_end(self) -> None:
-        self._log_task_losses("val_loss")
-
-    @override
-    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Task ``dataloader_idx``'s held-out samples, on draws that depend on the sample alone."""
-        self._add_task_loss(batch, dataloader_idx)
-
-    @override
-    def on_test_epoch_end(self) -> None:
-        self._log_task_losses("test_loss")
 
     @override
     def predict_step(self, batch: Tensor, batch_idx: int, dataloader_idx: int = 0) -> tuple[Tensor, Tensor]:
@@ -276,7 +256,7 @@ class DDPM(PlainHyperparameters, FreshAverages, SeededSteps):
         super().on_load_checkpoint(checkpoint)
         self.image_shape = checkpoint.get("image_shape") or self.image_shape
         if "state_dict" in checkpoint:  # into shards the strategy has loaded it by now, each weight in its place
-            _check_same_architecture(dict(self.state_dict()), checkpoint["state_dict"])
+            require_same_architecture(dict(self.state_dict()), checkpoint["state_dict"])
 
     def _some_dropped(self, labels: Tensor, keys: Tensor | None) -> Tensor:
         assert self.denoiser.null_class is not None
@@ -284,54 +264,3 @@ class DDPM(PlainHyperparameters, FreshAverages, SeededSteps):
             torch.rand(labels.shape, device=labels.device) if keys is None else keyed_uniform(keys).to(labels.device)
         )
         return labels.where(uniform >= self.label_dropout, self.denoiser.null_class)
-
-    def _add_task_loss(self, batch: Any, task: int) -> None:
-        if not isinstance(batch, KeyedBatch):
-            raise TypeError(
-                f"evaluation batches are {type(batch).__name__}; expected KeyedBatch(batch, indices), so that every "
-                "evaluation uses the same noise"
-            )
-        losses = self.per_sample_loss(self.draw(batch.batch, derive_keys(_VALIDATION_SEED, batch.indices)))
-        self._task_losses.setdefault(task, MeanMetric().to(self.device)).update(losses)
-
-    def _log_task_losses(self, name: str) -> None:
-        """The mean over each task's samples; tasks counted from 1.
-
-        Not from within the step: the number of tasks grows during a fit, and Lightning fixes a logged name's loader.
-        """
-        for task, mean in sorted(self._task_losses.items()):
-            self.log(f"{name}/task_{task + 1}", mean.compute(), sync_dist=True)
-        self._task_losses.clear()
-
-
-def together(batch: ReplayBatch) -> Any:
-    """A replay batch's current images (and labels) and those of old tasks as one batch."""
-    if isinstance(batch.current, Tensor):
-        return torch.cat([batch.current, batch.replay])
-    return tuple(torch.cat(parts) for parts in zip(batch.current, batch.replay, strict=True))
-
-
-def _null_class(network: nn.Module, label_dropout: float) -> int | None:
-    if not 0 <= label_dropout < 1:
-        raise ValueError(f"label_dropout={label_dropout!r}; expected a share of the samples, in [0, 1)")
-    if label_dropout == 0:
-        return None
-    classes = declared_classes(network)
-    if classes is None:
-        raise ValueError(
-            f"label_dropout={label_dropout}, but {type(network).__name__} does not say how many classes it embeds, so "
-            "that none can stand for a dropped label; use a network with num_class_embeds, one more than the classes"
-        )
-    return classes[1] - 1
-
-
-def _check_same_architecture(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
-    """Refuse a checkpoint of another network, naming the first difference."""
-    for name in [*mine, *theirs]:
-        have = tuple(mine[name].shape) if name in mine else "absent"
-        found = tuple(theirs[name].shape) if name in theirs else "absent"
-        if have != found:
-            raise ValueError(
-                f"the checkpoint is of another architecture: {name!r} is {found} in it and {have} in this model; build "
-                "the model with the checkpoint's configuration, or start without the checkpoint"
-            )

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from cl_diffusion.diffusion import Denoiser, SNRBands
 from cl_diffusion.diffusion.rehearsal import GenerativeDistillation, Question, Rehearsal
-from cl_diffusion.modules.ddpm import DDPM, together
+from cl_diffusion.modules.ddpm import DDPM
 from cl_diffusion.modules.distillation import Balance, DistillationMixin
 from cl_diffusion.stream import ReplayBatch, ReplayStream, TaskStream
 
@@ -110,7 +110,7 @@ class DistilledDDPM(DistillationMixin, DDPM):
 
     def _trained_on(self, current: Any, replay: Any | None) -> Any:
         both = self.noise_of_replay and replay is not None
-        return together(ReplayBatch(current, replay)) if both else current
+        return ReplayBatch(current, replay).together() if both else current
 
     def _answers(self, question: Question, output: Tensor) -> Tensor:
         losses = self.loss.reduced(output, question.wanted)

@@ -146,9 +146,7 @@ def replay(job: problem.Job, model: nn.Module, stream: list[problem.Task], watch
 
     class Replaying(Classifier):
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-            if isinstance(batch, ReplayBatch):
-                batch = [torch.cat(parts) for parts in zip(*batch, strict=True)]
-            return super().training_step(batch, batch_idx)
+            return super().training_step(batch.together() if isinstance(batch, ReplayBatch) else batch, batch_idx)
 
     data = ReplayDataModule(
         ClassBalancedBuffer(images=problem.MEMORY),

@@ -53,10 +53,10 @@ NOT_RUN = {
 }
 
 REMARKS = (
-    "strengths are each library's own best of powers of ten on another seed, and no two are of the same matrix. EWC"
-    " here: lambda/2 times the mean over samples of squared per-sample gradients; Avalanche: lambda (no half) times"
-    " the mean over batches of squared batch gradients; gmumcl (its online_ewc, which keeps every task): lambda (no"
-    " half) times their sum; clearn: lambda/2 times their mean weighted by size, clamped to [1e-8, 1e4]",
+    "strengths are each library's own best of powers of ten, by the mean over three other seeds, and no two are of the"
+    " same matrix. EWC here: lambda/2 times the mean over samples of squared per-sample gradients; Avalanche: lambda"
+    " (no half) times the mean over batches of squared batch gradients; gmumcl (its online_ewc, which keeps all tasks):"
+    " lambda (no half) times their sum; clearn: lambda/2 times their mean weighted by size, clamped to [1e-8, 1e4]",
     "MAS here sums absolute per-sample gradients' means over tasks; Avalanche takes absolute batch gradients and "
     "halves the old importance at each task (its alpha of .5); gmumcl sums them over batches and keeps only the "
     "newest task's",

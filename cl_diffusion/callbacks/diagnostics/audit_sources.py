@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
@@ -183,12 +182,6 @@ class AuditSources:
         mine = [labels_of(batch) for batch, _ in self.own]
         none = torch.empty(0, dtype=torch.int64)
         return torch.cat(gathered_objects(torch.cat([none, *(labels.cpu() for labels in mine if labels is not None)])))
-
-
-def takes_band(module: Any) -> bool:
-    """Whether ``draw(batch, keys, band)`` can be asked for a band."""
-    draw = getattr(module, "draw", None)
-    return draw is not None and "band" in inspect.signature(draw).parameters
 
 
 def task_batches(trainer: Trainer, task: int) -> Iterable[Any]:

@@ -11,11 +11,13 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from typing_extensions import override
 
+from cl_diffusion.callbacks.diagnostics.audit_bands import audited_bands
 from cl_diffusion.callbacks.diagnostics.audit_measurements import AuditMeasurements
 from cl_diffusion.callbacks.diagnostics.audit_pictures import draw_audit
 from cl_diffusion.callbacks.diagnostics.audit_record import AuditRecord, described
-from cl_diffusion.callbacks.diagnostics.audit_sources import FEWEST, AuditSources, takes_band, task_batches
+from cl_diffusion.callbacks.diagnostics.audit_sources import FEWEST, AuditSources, task_batches
 from cl_diffusion.callbacks.diagnostics.audited_checkpoint import displacement, learned, progress
+from cl_diffusion.callbacks.diagnostics.audited_task import AuditedTask, determined_of
 from cl_diffusion.callbacks.diagnostics.logged_pictures import log_files
 from cl_diffusion.callbacks.regularization.preconditions import refuse_sharded
 from cl_diffusion.callbacks.regularization.unrecorded import unrecorded
@@ -25,7 +27,6 @@ from cl_diffusion.fisher.population import world_size
 from cl_diffusion.fisher.probe import placed
 from cl_diffusion.linalg import parameters
 from cl_diffusion.metrics.gradient_audit import KINDS, OTHER, RELABELLED
-from cl_diffusion.metrics.support import direction_determined
 from cl_diffusion.phases import phase
 from cl_diffusion.progress import track
 
@@ -132,7 +133,7 @@ class FisherAudit(TaskCallback):
             "repeats": repeats,
             "seed": seed,
         }
-        self._kept: dict[str, Any] | None = None
+        self._kept: AuditedTask | None = None
         self._tried = False
 
     @property
@@ -145,7 +146,7 @@ class FisherAudit(TaskCallback):
         super().setup(trainer, pl_module, stage)
         refuse_sharded(trainer, type(self).__name__)
         self._tried = False
-        self._bands(pl_module)
+        audited_bands(pl_module, self.bands, self.timesteps)
         stream = task_stream(trainer)
         tasks = 1 if stream is None else stream.num_tasks
         if tasks > 1 and self.other % tasks == 0 and {OTHER, RELABELLED} & set(self.kinds):
@@ -201,22 +202,15 @@ class FisherAudit(TaskCallback):
         record, directions = measurements.audit(subject, self._provenance(module, subject, at))
         if task_stream(trainer) is None:  # the task's samples will be gone by the next boundary
             return record
-        now = parameters.trainable_parameters(module)
-        if kept is not None and now.keys() == kept["weights"].keys():
-            before = {name: kept["weights"][name].to(w) for name, w in now.items()}
-            moved = {name: w.detach() - before[name] for name, w in now.items()}
-            old = self._subject(trainer, module, kept["task"])
-            with placed(module, {**before, **kept["buffers"]}):
-                record.damage = measurements.damage(old, moved, kept["directions"])
-            record.determined = kept["determined"]
-            record.provenance["damage"] = {"task": kept["task"] + 1, "later": f"after task {task + 1}"}
-        self._kept = {
-            "task": task,
-            "weights": {name: w.detach().cpu().clone() for name, w in now.items()},
-            "buffers": {name: b.detach().cpu().clone() for name, b in module.named_buffers()},
-            "directions": {name: {key: x.cpu() for key, x in v.items()} for name, v in directions.items()},
-            "determined": {name: direction_determined(record.figures, name) for name in directions},
-        }
+        if kept is not None and (before := kept.before(module)) is not None:
+            now = parameters.trainable_parameters(module)
+            moved = {name: now[name].detach() - weight for name, weight in before.items()}
+            old = self._subject(trainer, module, kept.task)
+            with placed(module, {**before, **kept.buffers}):
+                record.damage = measurements.damage(old, moved, kept.directions)
+            record.determined = kept.determined
+            record.provenance["damage"] = {"task": kept.task + 1, "later": f"after task {task + 1}"}
+        self._kept = AuditedTask.of(module, task, record, directions)
         return record
 
     @override
@@ -233,18 +227,18 @@ class FisherAudit(TaskCallback):
             record, directions = measurements.audit(subject, self._provenance(pl_module, subject, at))
             if moved is not None:
                 record.damage = measurements.damage(subject, moved, directions)
-                record.determined = {name: direction_determined(record.figures, name) for name in directions}
+                record.determined = determined_of(record, directions)
                 record.provenance["damage"] = {"task": task + 1, "later": self.later}
         self._publish(trainer, record, task)
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "kept": self._kept}
+        return {**super().state_dict(), "kept": None if self._kept is None else self._kept.state()}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        self._kept = state_dict["kept"]
+        self._kept = None if state_dict["kept"] is None else AuditedTask(**state_dict["kept"])
 
     def _folder(self, trainer: Trainer, task: int) -> Path:
         """Of a task's audit; a broadcast, so that every process takes part."""
@@ -262,26 +256,6 @@ class FisherAudit(TaskCallback):
     def _measurements(self, trainer: Trainer) -> AuditMeasurements:
         return AuditMeasurements(**self.settings, track=lambda items, label: track(trainer, items, label))
 
-    def _bands(self, module: LightningModule) -> SNRBands | None:
-        """As given, or of the module's own schedule."""
-        schedule = getattr(module, "noise_schedule", None)
-        if self.bands is None and self.timesteps is None:
-            return SNRBands.by_quantile(schedule=schedule) if schedule is not None and takes_band(module) else None
-        if not takes_band(module):
-            raise ValueError(
-                f"bands are asked for, and {type(module).__name__} has no `draw(batch, keys, band)` by which to draw "
-                "timesteps of one; add it, or leave bands and timesteps out"
-            )
-        if self.timesteps is not None:
-            if schedule is None:
-                raise ValueError(f"timesteps={self.timesteps}, and {type(module).__name__} has no `noise_schedule`")
-            return SNRBands.at_timesteps(self.timesteps, schedule)
-        assert self.bands is not None
-        if schedule is not None:
-            for band in self.bands.bands:
-                band.timesteps(schedule)  # refuses a band that holds none
-        return self.bands
-
     def _subject(
         self,
         trainer: Trainer,
@@ -293,7 +267,7 @@ class FisherAudit(TaskCallback):
         stream = task_stream(trainer)
         other = task if stream is None else (task + self.other) % stream.num_tasks
         compared = None if other == task else other
-        bands, seed = self._bands(module), self.settings["seed"]
+        bands, seed = audited_bands(module, self.bands, self.timesteps), self.settings["seed"]
         number = samples or self.samples
         return AuditSources(trainer, module, task, compared, bands, number, seed, self.kinds, batches)
 
