@@ -63,7 +63,7 @@ def render(comparison: Comparison, title: str | None = None) -> str:
     style, behaviour = (_own(name) for name in ("page.css", "page.js"))
     drawings = Drawings()
     return environment.get_template("page.html").render(
-        title=title or ", ".join(method.said for method in comparison.methods),
+        title=title or _title(comparison),
         generator=f"{GENERATOR} {__version__}",
         written=datetime.now().astimezone().isoformat(" ", "seconds"),
         style=style,
@@ -80,6 +80,12 @@ def render(comparison: Comparison, title: str | None = None) -> str:
         cost=cost(comparison, drawings),
         provenance=[(run, provenance(run), packages(run), configuration(run)) for run in comparison.runs],
     )
+
+
+def _title(comparison: Comparison) -> str:
+    """Who is compared, as far as a line holds it."""
+    said = [method.said for method in comparison.methods]
+    return ", ".join(said) if len(said) <= 4 else f"{len(said)} methods: {', '.join(said[:3])} and others"
 
 
 def _own(name: str) -> Markup:

@@ -22,11 +22,13 @@ def mean_and_half_width(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def told(mean: float, half_width: float | None = None) -> str:
-    """The mean in three digits, and its interval in two: ``.47 ± .031``."""
+    """The mean in three digits; with an interval, that in two and the mean to the same place: ``.470 ± .031``."""
     if math.isnan(mean):
         return "–"
-    said = plain(mean, 3)
-    return said if half_width is None else f"{said} ± {plain(half_width, 2)}"
+    if half_width is None or not 1e-6 < half_width < math.inf:
+        return plain(mean, 3) + ("" if half_width is None else f" ± {plain(half_width, 2)}")
+    places = max(0, 1 - math.floor(math.log10(half_width)))
+    return f"{round(mean, places) + 0.0:.{places}f} ± {half_width:.{places}f}"
 
 
 def plain(value: float, digits: int) -> str:

@@ -64,7 +64,8 @@ def test_the_summary_has_each_figure_with_its_interval(tmp_path: Path) -> None:
     ((text, value),) = columns["class_agreement", "average"].cells
     # the mean of (.5 + .7 + .9) / 3 + shift over shifts 0, .02, .04, and t_{.975, 2} = 4.3027 times .02 / sqrt(3)
     assert value == pytest.approx(0.72)
-    assert text == f"0.72 ± {4.3027 * 0.02 / math.sqrt(3):.2g}"
+    assert text == "0.720 ± 0.050"
+    assert round(4.3027 * 0.02 / math.sqrt(3), 3) == 0.05
     assert columns["class_agreement", "forgetting"].cells[0][1] == pytest.approx((0.4 + 0.2) / 3)
     assert columns["frechet_distance", "backward transfer"].cells[0][1] == pytest.approx(-60)
     assert columns["frechet_distance", "average"].better == "lower"
@@ -83,6 +84,9 @@ def test_an_interval_moves_with_its_values_and_keeps_its_width(values: list[floa
 def test_numbers_are_told_as_they_are_read() -> None:
     assert mean_and_half_width([0.5]) == (0.5, None)
     assert [told(3e-18), told(math.nan), told(0.47123, 0.0312), told(123456.0)] == ["0", "–", "0.471 ± 0.031", "123456"]
+    # with an interval, both to the place of the interval's second digit
+    given = [(0.2164321, 0.00011), (1234.5, 123.4), (-0.001, 0.12), (0.7, 0.0), (math.nan, 0.1)]
+    assert [told(*each) for each in given] == ["0.21643 ± 0.00011", "1234 ± 123", "0.00 ± 0.12", "0.7 ± 0", "–"]
     assert [spelled(s) for s in (3.21, 59.4, 152.0, 3900.0)] == ["3.2 s", "59 s", "2 min 32 s", "1 h 5 min"]
 
 

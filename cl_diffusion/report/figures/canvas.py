@@ -15,8 +15,8 @@ INK, FAINT = "#26282b", "#8f959c"
 SERIES = ("#0b62a4", "#b54708", "#0f7b4f", "#a3267e", "#6b5b00", "#5b4bb7", "#0c7c86", "#8a3b3b")
 """Told apart by people who see few colours, by their markers besides; a page replaces them by its own."""
 MARKERS = "osD^vPX*"
-_LETTERS = 13
-"""Of a legend, an inch."""
+_LETTERS, _LINES = 13, 5.5
+"""Of a legend, an inch across and an inch down."""
 STYLE: Any = {
     "font.size": 9,
     "font.family": "sans-serif",
@@ -72,8 +72,18 @@ def sheet(panels: int, width: float = 3.6, height: float = 2.8, columns: int = 3
     return figure, every
 
 
+def ink(number: int) -> str:
+    """Of one of several things without an order; they begin anew after eight, with other markers (``marker``)."""
+    return SERIES[number % len(SERIES)]
+
+
+def marker(number: int) -> str:
+    """Beside ``ink``: no two of the first 64 have both in common."""
+    return MARKERS[(number + number // len(SERIES)) % len(MARKERS)]
+
+
 def colour(number: int, of: int) -> Any:
-    """Of a series: an ink where there are enough, else a step along a map that is legible on light and dark."""
+    """Of what has an order: an ink where there are enough, else a step along a map legible on light and dark."""
     if of <= len(SERIES):
         return SERIES[number % len(SERIES)]
     import matplotlib
@@ -87,9 +97,14 @@ def whole_ticks(axes: Axes, last: int) -> None:
     axes.set_xticks([1, *range(step if step > 1 else 2, last + 1, step)])
 
 
-def legend_below(figure: Figure, axes: Axes, columns: int = 4) -> None:
-    """One legend for all panels, of what the given one holds; fewer columns where names are long."""
-    handles, labels = axes.get_legend_handles_labels()
-    if handles:
-        fitting = int(_LETTERS * figure.get_figwidth() / (max(map(len, labels)) + 6))
-        figure.legend(handles, labels, loc="outside lower center", ncols=max(1, min(columns, len(labels), fitting)))
+def legend_below(figure: Figure, columns: int = 4) -> None:
+    """One legend for all panels, each name once; fewer columns where names are long, a longer sheet for its lines."""
+    named = {
+        label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    if not named:
+        return
+    fitting = int(_LETTERS * figure.get_figwidth() / (max(map(len, named)) + 6))
+    across = max(1, min(columns, len(named), fitting))
+    figure.set_figheight(figure.get_figheight() + math.ceil(len(named) / across) / _LINES)
+    figure.legend(list(named.values()), list(named), loc="outside lower center", ncols=across)

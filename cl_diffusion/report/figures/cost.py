@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from cl_diffusion.report.figures.canvas import SERIES, colour, legend_below, sheet, styled
+from cl_diffusion.report.figures.canvas import ink, legend_below, sheet, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,12 +23,12 @@ def draw_cost(seconds: Mapping[str, Mapping[str, float]]) -> Figure:
     left = dict.fromkeys(seconds, 0.0)
     for number, phase in enumerate(phases):
         widths = [of.get(phase, 0.0) / unit for of in seconds.values()]
-        style = {"facecolor": colour(number, len(phases)), "hatch": _HATCHES[number % len(_HATCHES)]}
+        style: Any = {"facecolor": ink(number), "hatch": _HATCHES[number % len(_HATCHES)]}
         axes.barh(range(len(seconds)), widths, left=list(left.values()), height=0.6, label=phase, linewidth=0, **style)
         left = {title: left[title] + width for title, width in zip(left, widths, strict=True)}
     axes.set_yticks(range(len(seconds)), list(seconds))
     axes.set_xlabel(f"wall time, {name}")
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
-    legend_below(figure, axes, columns=min(5, len(SERIES)))
+    legend_below(figure, columns=5)
     return figure

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from cl_diffusion.metrics.continual_matrix import ContinualMatrix
-from cl_diffusion.report.figures.canvas import MARKERS, colour, legend_below, sheet, styled, whole_ticks
+from cl_diffusion.report.figures.canvas import MARKERS, colour, ink, legend_below, marker, sheet, styled, whole_ticks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,14 +21,14 @@ def draw_curves(matrices: Mapping[str, ContinualMatrix], name: str) -> Figure:
         tasks = sorted({task for _, task in matrix.entries})
         for number, task in enumerate(tasks):
             points = sorted((after, value) for (after, of), value in matrix.entries.items() if of == task)
-            marker = MARKERS[number % len(MARKERS)] if len(tasks) <= len(MARKERS) else "."
-            axes.plot(*zip(*points, strict=True), marker=marker, color=colour(number, len(tasks)), label=f"task {task}")
+            shape = marker(number) if len(tasks) <= len(MARKERS) else "."
+            axes.plot(*zip(*points, strict=True), marker=shape, color=colour(number, len(tasks)), label=f"task {task}")
         axes.set(title=title, xlabel="after task", ylabel=name)
         whole_ticks(axes, last)
     for axes in panels[1:]:
         axes.sharey(panels[0])
     panels[0].autoscale(axis="y")
-    legend_below(figure, max(panels, key=lambda axes: len(axes.lines)), columns=5)
+    legend_below(figure, columns=5)
     return figure
 
 
@@ -41,15 +41,14 @@ def draw_averages(matrices: Mapping[str, Sequence[ContinualMatrix]], name: str) 
         every = [_averages(matrix) for matrix in of]
         shared = sorted(set.intersection(*(set(each) for each in every)))
         last = max([last, *shared])
-        ink, marker = colour(number, len(matrices)), MARKERS[number % len(MARKERS)]
         if len(every) > 1:
             for each in every:
-                axes.plot(shared, [each[after] for after in shared], color=ink, alpha=0.35, linewidth=0.8)
+                axes.plot(shared, [each[after] for after in shared], color=ink(number), alpha=0.35, linewidth=0.8)
         means = [sum(each[after] for each in every) / len(every) for after in shared]
-        axes.plot(shared, means, marker=marker, color=ink, label=title)
+        axes.plot(shared, means, marker=marker(number), color=ink(number), label=title)
     axes.set(xlabel="after task", ylabel=f"average {name}")
     whole_ticks(axes, last)
-    legend_below(figure, axes, columns=3)
+    legend_below(figure, columns=3)
     return figure
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from cl_diffusion.report.figures.canvas import MARKERS, SERIES, colour, legend_below, sheet, styled, whole_ticks
+from cl_diffusion.report.figures.canvas import SERIES, ink, legend_below, marker, sheet, styled, whole_ticks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,12 +30,12 @@ def draw_plasticity(rows: Mapping[str, Sequence[Row]]) -> Figure:
         for number, (title, every) in enumerate(rows.items()):
             means = _means(every, figure)
             if means:
-                style = {"color": colour(number, len(rows)), "marker": MARKERS[number % len(MARKERS)]}
+                style: Any = {"color": ink(number), "marker": marker(number)}
                 axes.plot(list(means), list(means.values()), label=title, markevery=max(1, len(means) // 8), **style)
         axes.set(title=NAMES.get(figure, figure.replace("_", " ")), xlabel="task")
         whole_ticks(axes, last)
     if len(rows) > 1:
-        legend_below(sheet_, max(panels, key=lambda axes: len(axes.lines)))
+        legend_below(sheet_)
     return sheet_
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cl_diffusion.report.figures.canvas import FAINT, MARKERS, colour, sheet, styled
+from cl_diffusion.report.figures.canvas import FAINT, ink, legend_below, marker, sheet, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,17 +32,16 @@ def draw_training(panels: Mapping[str, Mapping[str, Series]], boundaries: Sequen
         for title, (steps, values) in series.items():
             number = titles.index(title)
             x, y = _stretches(steps, values)
-            style: Any = {"marker": MARKERS[number % len(MARKERS)], "markevery": max(1, len(x) // 6)}
-            axes.plot(x, y, color=colour(number, len(titles)), label=title, **style)
+            style: Any = {"marker": marker(number), "markevery": max(1, len(x) // 6)}
+            axes.plot(x, y, color=ink(number), label=title, **style)
         axes.set(title=quantity, xlabel="optimizer step")
         positive = [value for _, values in series.values() for value in values if value > 0]
         if positive and min(positive) > 0 and max(positive) > 100 * min(positive) and _all_positive(series):
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter("{x:g}")
             axes.yaxis.set_minor_formatter("")
-    handles = {label: handle for axes in every for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     if len(titles) > 1:
-        figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=min(4, len(handles)))
+        legend_below(figure)
     return figure
 
 
