@@ -6,8 +6,7 @@ import math
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
-from typing_extensions import override
+from torch import Tensor
 
 from cl_diffusion.diffusion.posterior import posterior
 from cl_diffusion.diffusion.schedule import NoiseSchedule
@@ -82,28 +81,6 @@ class GaussianMixture:
         return Components(
             clean.weights, q.mean(clean.means, x_t[:, None, :]), q.c0**2 * clean.covariances + q.variance * eye
         )
-
-
-class MixtureMean(nn.Module):
-    """The network that predicts ``x0`` exactly: ``E[x0 | x_t]`` of images ``(B, C, H, W)`` whose data are a mixture.
-
-    Args:
-        mixture: in ``C * H * W`` dimensions.
-        schedule: whose timesteps are asked for.
-    """
-
-    def __init__(self, mixture: GaussianMixture, schedule: NoiseSchedule) -> None:
-        super().__init__()
-        self.mixture = mixture
-        self.alpha_bar = schedule.alpha_bar
-        self.means = nn.Parameter(
-            mixture.means, requires_grad=False
-        )  # a denoiser computes in its parameters' precision
-
-    @override
-    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        clean = self.mixture.clean_given_noisy(x.flatten(1), float(self.alpha_bar[t[0]]))
-        return clean.mean.reshape(x.shape)
 
 
 def _log_normal(apart: Tensor, covariances: Tensor) -> Tensor:

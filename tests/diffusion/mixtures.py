@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from cl_diffusion.diffusion import Denoiser, NoiseSchedule, Prediction
-from cl_diffusion.diffusion.mixture import GaussianMixture, MixtureMean
+from cl_diffusion.diffusion.mixture import GaussianMixture
 
 SCHEDULE = NoiseSchedule.linear(40, 1e-3, 0.3)
 
@@ -23,6 +23,20 @@ def mixture(dimension: int, components: int = 3, seed: int = 0) -> GaussianMixtu
     return GaussianMixture(
         torch.arange(1.0, components + 1, dtype=torch.float64), normal(components, dimension), covariances
     )
+
+
+class MixtureMean(nn.Module):
+    """The network that predicts ``x0`` exactly: ``E[x0 | x_t]`` of images ``(B, C, H, W)`` whose data are a mixture."""
+
+    def __init__(self, mixture: GaussianMixture, schedule: NoiseSchedule) -> None:
+        super().__init__()
+        self.mixture = mixture
+        self.alpha_bar = schedule.alpha_bar
+        self.means = nn.Parameter(mixture.means, requires_grad=False)  # a denoiser computes in its precision
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        clean = self.mixture.clean_given_noisy(x.flatten(1), float(self.alpha_bar[t[0]]))
+        return clean.mean.reshape(x.shape)
 
 
 class Predicting(nn.Module):
