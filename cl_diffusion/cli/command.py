@@ -62,7 +62,8 @@ class ContinualCLI(LightningCLI):
         self._subcommand_parsers = {}
         subcommands = parser.add_subcommands()
         for name, description in DESCRIPTIONS.items():
-            of = self._prepare_subcommand_parser(Trainer, name, **{"description": description, **kwargs.get(name, {})})
+            ours = {"description": description, "usage": _usage(name)}
+            of = self._prepare_subcommand_parser(Trainer, name, **{**ours, **kwargs.get(name, {})})
             self._subcommand_parsers[name] = of
             subcommands.add_subcommand(name, of, help=description)
         subcommands.add_subcommand(report_command.NAME, report_command.report_parser(), help=report_command.DESCRIPTION)
@@ -168,6 +169,12 @@ class ContinualCLI(LightningCLI):
         for key in ("ckpt_path", "config"):
             config.pop(key, None)
         return str(parser.dump(config, skip_none=False, skip_validation=True))
+
+
+def _usage(command: str) -> str:
+    """In a line: there are hundreds of arguments."""
+    given = "-c FILE [-c FILE ...]" if command == "fit" else "--ckpt_path FILE [-c FILE ...]"
+    return f"cl-diffusion {command} {given} [--ARGUMENT VALUE ...]"
 
 
 def _with_checkpoint(args: list[str]) -> list[str]:

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from typing_extensions import override
 
 from cl_diffusion.checkpoint_files import checkpoints_by_age, damage, plain_checkpoint, require_whole
-from cl_diffusion.cli.run_record import begin_session, end_session
+from cl_diffusion.cli.run_record import begin_session, end_session, now
 
 CONFIGURATION = "config.yaml"
 LAST = "last"
@@ -34,7 +34,7 @@ class RunFolder(SaveConfigCallback):
         self.configuration = configuration
         self.folder = folder
         self.arguments = arguments
-        self._begun = False
+        self._begun, self._started = False, now()
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -48,7 +48,7 @@ class RunFolder(SaveConfigCallback):
         if not path.exists():
             self.folder.mkdir(parents=True, exist_ok=True)
             path.write_text(self.configuration)
-        begin_session(self.folder, trainer, self.arguments)
+        begin_session(self.folder, trainer, self.arguments, self._started)
         self._begun = True
 
     @override
@@ -99,6 +99,8 @@ def claim(folder: Path, configuration: str, checkpoint: str | None, given: str |
         require_whole(Path(checkpoint))
         plain_checkpoint(Path(checkpoint))
     if not folder.exists() or not any(folder.iterdir()):
+        if given == LAST:
+            rank_zero_info(f"run={str(folder)!r} holds no checkpoint: it starts from the beginning")
         return
     newest = newest_checkpoint(folder)
     if given is None:

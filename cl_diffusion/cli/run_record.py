@@ -22,14 +22,14 @@ RECORD = "run.json"
 _NAMED = ("torch", "lightning", "torchvision", "torchmetrics", "diffusers", "jsonargparse", "numpy")
 
 
-def begin_session(folder: Path, trainer: Trainer, arguments: Sequence[str]) -> None:
+def begin_session(folder: Path, trainer: Trainer, arguments: Sequence[str], started: str) -> None:
     """Add a session, of which nothing is known but how it began: a fit that is killed leaves it so."""
     sessions = _sessions(folder)
     sessions.append(
         {
             "command": shlex.join(["cl-diffusion", *arguments]),
             "from_checkpoint": None if trainer.ckpt_path is None else str(trainer.ckpt_path),
-            "started": _now(),
+            "started": started,
             "ended": None,
             "outcome": None,
             "device": device(trainer),
@@ -45,7 +45,7 @@ def end_session(folder: Path, outcome: str) -> None:
     """Enter when and how the newest session ended."""
     sessions = _sessions(folder)
     if sessions and sessions[-1]["ended"] is None:
-        sessions[-1] |= {"ended": _now(), "outcome": outcome}
+        sessions[-1] |= {"ended": now(), "outcome": outcome}
         _write(folder, sessions)
 
 
@@ -93,7 +93,8 @@ def _git(folder: Path, *words: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def _now() -> str:
+def now() -> str:
+    """The time here, to the second."""
     return datetime.now().astimezone().isoformat(" ", "seconds")
 
 

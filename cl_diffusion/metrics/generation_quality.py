@@ -59,6 +59,7 @@ class GenerationQuality:
         """What the figures are measured with: those of different yardsticks do not compare."""
         return {
             "reference_classifier": self.reference.digest,
+            "weights": self.reference.weights_digest,
             "held_out_accuracy": self.reference.held_out_accuracy,
             "inception": "inception_distance" in self._distances,
         }

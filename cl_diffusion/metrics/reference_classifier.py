@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -57,12 +57,27 @@ class ReferenceClassifier(nn.Module):
 
 @dataclass(frozen=True)
 class TrainedReference:
-    """The classifier, in evaluation mode, with what it is worth; ``digest`` is of all its data and settings."""
+    """The classifier, in evaluation mode, with what it is worth.
+
+    ``digest`` is of all its data and settings; ``origin`` says where its weights are from, which differ in their last
+    digits between machines and numbers of threads.
+    """
 
     classifier: ReferenceClassifier
     held_out_accuracy: float
-    cached: bool
+    origin: Literal["trained now", "from the cache", "from the checkpoint"]
     digest: str
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """On the CPU."""
+        return {name: tensor.detach().cpu() for name, tensor in self.classifier.state_dict().items()}
+
+    @property
+    def weights_digest(self) -> str:
+        """Equal where classifiers are the same to the bit."""
+        every = (tensor.contiguous().numpy().tobytes() for tensor in self.weights.values())
+        return hashlib.sha256(b"".join(every)).hexdigest()[:20]
 
 
 def trained_reference(
@@ -74,8 +89,9 @@ def trained_reference(
     seed: int = 0,
     cache: Path | None = None,
     track: Track | None = None,
+    known: Mapping[str, Mapping[str, Tensor]] | None = None,
 ) -> TrainedReference:
-    """The reference classifier of these images: from the cache where they have been seen before, else trained now.
+    """The reference classifier of these images: known, else from the cache if they have been seen before, else trained.
 
     The cache's key is a digest of the training images, their labels and every setting below, so another data set, size
     or split is another classifier. Adam 1e-3 with a cosine decay, all randomness from ``seed``; torch's global random
@@ -89,6 +105,7 @@ def trained_reference(
         seed: of initialisation and order.
         cache: folder; by default ``$CL_DIFFUSION_CACHE``, else ``~/.cache/cl_diffusion``.
         track: progress of the steps.
+        known: by ``digest``, the weights of classifiers that have judged before, as a checkpoint has them.
 
     Raises:
         ValueError: the cached file is not such a classifier.
@@ -100,21 +117,27 @@ def trained_reference(
     digest.update(labels.cpu().contiguous().numpy().tobytes())
     name = digest.hexdigest()[:20]
     path = (cache or default_cache()) / f"reference_classifier_{name}.safetensors"
+    judged = digest.copy()
+    for part in held_out:
+        judged.update(part.cpu().contiguous().numpy().tobytes())
+    of = judged.hexdigest()[:20]
     devices = [images.device] if images.device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.inference_mode(False), torch.enable_grad():
         torch.manual_seed(seed)
         classifier = ReferenceClassifier(images.shape[1], classes).to(images.device)
-        cached = path.is_file()
-        if cached:
+        origin: Literal["trained now", "from the cache", "from the checkpoint"]
+        if known is not None and of in known:
+            origin = "from the checkpoint"
+            classifier.load_state_dict(known[of])
+        elif path.is_file():
+            origin = "from the cache"
             _load(classifier, path, images.device)
         else:
+            origin = "trained now"
             _train(classifier, images, labels, steps, batch_size, track)
             _save(classifier, path)
     classifier.eval().requires_grad_(False)
-    judged = digest.copy()
-    for part in held_out:
-        judged.update(part.cpu().contiguous().numpy().tobytes())
-    return TrainedReference(classifier, accuracy(classifier, *held_out), cached, judged.hexdigest()[:20])
+    return TrainedReference(classifier, accuracy(classifier, *held_out), origin, of)
 
 
 @torch.no_grad()

@@ -32,3 +32,13 @@ def embedded(path: Path) -> tuple[str, bool]:
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} is no PNG that can be read ({error}); remove it, or leave this run out") from error
     return f"data:image/png;base64,{base64.b64encode(content).decode()}", smaller
+
+
+def rows_of(path: Path) -> list[str]:
+    """The class of each row of a grid of samples; empty where the picture does not say."""
+    from PIL import Image
+
+    with Image.open(path, formats=["PNG"]) as picture:
+        said = picture.info.get("rows", "")
+    words = said.split() if isinstance(said, str) else []
+    return words if all(word.isdigit() for word in words) else []

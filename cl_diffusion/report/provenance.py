@@ -22,8 +22,8 @@ def provenance(run: Run) -> dict[str, str]:
         said["ended"] = (
             f"{newest['ended']}, {newest.get('outcome', 'not known')}" if newest.get("ended") else "not known"
         )
-        if len(sessions) > 1:
-            said["interrupted and resumed"] = f"{len(sessions) - 1} times"
+        for number, session in enumerate(sessions[:-1], 1):
+            said[f"session {number} of {len(sessions)}"] = _session(session)
         said["command"] = str(newest.get("command", "not known"))
         said["machine"] = str(newest.get("device", "not known"))
         said |= {f"revision, {name}": str(of) for name, of in dict(newest.get("revisions") or {}).items()}
@@ -37,6 +37,13 @@ def provenance(run: Run) -> dict[str, str]:
         accuracy = told(float(run.yardstick["held_out_accuracy"]))
         said["reference classifier"] = f"{run.yardstick.get('reference_classifier')}, held-out accuracy {accuracy}"
     return said | ({"not read": "; ".join(run.notes)} if run.notes else {})
+
+
+def _session(session: Mapping[str, Any]) -> str:
+    """One that others have followed."""
+    started, ended = (session.get(key) or "not known" for key in ("started", "ended"))
+    outcome = session.get("outcome") or "ended without a word, as a killed fit does"
+    return f"{started} to {ended}, {outcome}: {session.get('command', 'not known')} ({session.get('device')})"
 
 
 def packages(run: Run) -> dict[str, str]:

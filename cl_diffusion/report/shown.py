@@ -8,17 +8,20 @@ from typing import Any
 
 from cl_diffusion.report.audit import PICTURES, Audit
 from cl_diffusion.report.comparison import Comparison, flattened
-from cl_diffusion.report.pictures import embedded
+from cl_diffusion.report.pictures import embedded, rows_of
 from cl_diffusion.report.run import Run
 from cl_diffusion.report.seeds import told
 
 
 @dataclass(frozen=True)
 class Samples:
-    """The pictures of one method's first run, by boundary; ``smaller``: some were made smaller for the page."""
+    """The pictures of one method's first run, by boundary, with the class of each row where they say it.
+
+    ``smaller``: some were made smaller for the page.
+    """
 
     label: str
-    pictures: Mapping[int, str]
+    pictures: Mapping[int, tuple[str, Sequence[str]]]
     smaller: bool
 
 
@@ -37,10 +40,11 @@ def samples(comparison: Comparison) -> list[Samples]:
     """Of every method that has drawn some."""
     found = []
     for method in comparison.methods:
-        read = {after: embedded(path) for after, path in method.runs[0].samples.items()}
+        of = method.runs[0]
+        read = {after: (*embedded(path), rows_of(path)) for after, path in of.samples.items()}
         if read:
-            addresses = {after: address for after, (address, _) in read.items()}
-            found.append(Samples(method.runs[0].name, addresses, any(smaller for _, smaller in read.values())))
+            pictures = {after: (address, rows) for after, (address, _, rows) in read.items()}
+            found.append(Samples(of.name, pictures, any(smaller for _, smaller, _ in read.values())))
     return found
 
 

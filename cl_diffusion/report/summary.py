@@ -43,9 +43,24 @@ class Column:
 
     metric: str
     figure: str
-    about: str
     better: str
     cells: Sequence[tuple[str, float]]
+
+    @property
+    def of_metric(self) -> str:
+        """What the metric is; empty of one that is not known here."""
+        return ABOUT.get(self.metric, "")
+
+    @property
+    def what(self) -> str:
+        """What the figure is, of any metric."""
+        return FIGURES[self.figure][0]
+
+    @property
+    def about(self) -> str:
+        """All in a sentence, and which way is better."""
+        first = f"{self.of_metric}; {self.what}" if self.of_metric else self.what
+        return f"{first_capital(first)}. {first_capital(self.better)} is better."
 
 
 def named(metric: str) -> str:
@@ -80,5 +95,4 @@ def _column(comparison: Comparison, metric: str, figure: str) -> Column:
         cells.append((told(mean, half), mean))
     higher = next(run.matrices[metric].higher_is_better for run in comparison.runs if metric in run.matrices)
     better = {"forgetting": "lower", "backward transfer": "higher"}.get(figure, "higher" if higher else "lower")
-    about = f"{ABOUT.get(metric, '')}; {FIGURES[figure][0]}. {first_capital(better)} is better."
-    return Column(metric, figure, about, better, cells)
+    return Column(metric, figure, better, cells)

@@ -25,7 +25,7 @@ def test_it_learns_what_can_be_learned_and_is_found_again(tmp_path: Path) -> Non
     assert torch.equal(torch.get_rng_state(), rng)
     again = trained_reference(quadrants(200, 0), quadrants(100, 1), steps=60, cache=tmp_path)
     assert first.held_out_accuracy > 0.95
-    assert (first.cached, again.cached) == (False, True)
+    assert (first.origin, again.origin) == ("trained now", "from the cache")
     images = quadrants(10, 2)[0]
     assert torch.equal(first.classifier(images), again.classifier(images))
     assert not first.classifier.training
@@ -34,5 +34,5 @@ def test_it_learns_what_can_be_learned_and_is_found_again(tmp_path: Path) -> Non
 def test_other_data_is_another_classifier(tmp_path: Path) -> None:
     trained_reference(quadrants(50, 0), quadrants(20, 1), steps=2, cache=tmp_path)
     other = trained_reference(quadrants(50, 3), quadrants(20, 1), steps=2, cache=tmp_path)
-    assert not other.cached
+    assert other.origin == "trained now"
     assert len(list(tmp_path.iterdir())) == 2

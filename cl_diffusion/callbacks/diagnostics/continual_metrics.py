@@ -45,6 +45,7 @@ class ContinualMetrics(TaskCallback):
     (a row a class) in ``samples/`` and to the logger, and figures to the logger. Training is bit for bit the same with
     and without it.
 
+    The reference classifier goes into the checkpoint, so that a resumed fit is judged by the same one on any machine.
     Images and figures are of averaged weights where a ``WeightAveraging`` callback keeps some, as a checkpoint's are.
     Processes share the work, images by the chunk, and come to the same figures; the first one writes them. (Where
     parameters are sharded each does all of it, as a forward takes all of them.)
@@ -93,6 +94,7 @@ class ContinualMetrics(TaskCallback):
         self.bands = bands
         self.matrices: dict[str, ContinualMatrix] = {}
         self._quality: GenerationQuality | None = None
+        self._judges: dict[str, dict[str, Tensor]] = {}
 
     @property
     @override
@@ -151,11 +153,12 @@ class ContinualMetrics(TaskCallback):
     @override
     def state_dict(self) -> dict[str, Any]:
         rows = [(name, *entry, value) for name, m in self.matrices.items() for entry, value in m.entries.items()]
-        return {**super().state_dict(), "rows": rows}
+        return {**super().state_dict(), "rows": rows, "judges": self._judges}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
+        self._judges = state_dict.get("judges", {})
         self.matrices = {}
         for name, after, task, value in state_dict["rows"]:
             self.matrices.setdefault(name, ContinualMatrix(name, higher_is_better(name))).record(after, task, value)
@@ -171,9 +174,11 @@ class ContinualMetrics(TaskCallback):
             steps=self.reference_steps,
             seed=self.seed,
             track=lambda items, description: track(trainer, items, description),
+            known=self._judges,
         )
-        origin = "from the cache" if reference.cached else "trained now"
-        rank_zero_info(f"reference classifier ({origin}): held-out accuracy {reference.held_out_accuracy:.3f}")
+        self._judges = {reference.digest: reference.weights}
+        accuracy = f"held-out accuracy {reference.held_out_accuracy:.3f}"
+        rank_zero_info(f"reference classifier ({reference.origin}): {accuracy}")
         return GenerationQuality(reference, [images for images, _ in held_out])
 
     def _losses(self, trainer: Trainer, pl_module: Any, stream: TaskStream, task: int) -> dict[str, float]:

@@ -23,7 +23,7 @@ def log_grid(trainer: Trainer, images: Tensor, labels: Tensor, path: Path, colum
     """
     grid = sample_grid(images, labels, columns)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write_png(grid, path)
+    _write_png(grid, path, [int(label) for label in labels.unique()])
     log_picture(trainer, "samples", lambda: grid)
 
 
@@ -43,7 +43,12 @@ def sample_grid(images: Tensor, labels: Tensor, columns: int = 10, least_side: i
     return grid
 
 
-def _write_png(grid: Tensor, path: Path) -> None:
-    from torchvision.utils import save_image
+def _write_png(grid: Tensor, path: Path, classes: list[int]) -> None:
+    """With the class of each row as its text ``rows``."""
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
 
-    save_image(grid, path)
+    about = PngInfo()
+    about.add_text("rows", " ".join(map(str, classes)))
+    pixels = (grid * 255 + 0.5).clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
+    Image.fromarray(pixels).save(path, pnginfo=about)

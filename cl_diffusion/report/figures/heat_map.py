@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 _WRITTEN = 10
 """So many tasks at most, and every cell has its number."""
+_POINTS_ACROSS = 125
+"""Of a panel's cells together."""
 
 
 @styled
@@ -57,9 +59,11 @@ def _draw(axes: Any, matrix: ContinualMatrix, shades: Any) -> None:
     axes.set_yticks(ticks)
     if last > _WRITTEN:
         return
+    longest = max((len(f"{value:.3g}") for value in matrix.entries.values()), default=1)
+    size = min(8.5, _POINTS_ACROSS / last / (0.62 * longest))
     for (after, task), value in matrix.entries.items():
         if np.isfinite(value):
             red, green, blue, _ = shades.to_rgba(value)
             dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
-            style = {"ha": "center", "va": "center", "fontsize": 7.5 if last > 6 else 8.5}
+            style = {"ha": "center", "va": "center", "fontsize": size}
             axes.text(task, after, f"{value:.3g}", color="#ffffff" if dark else "#000000", **style)

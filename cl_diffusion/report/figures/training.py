@@ -40,6 +40,9 @@ def draw_training(panels: Mapping[str, Mapping[str, Series]], boundaries: Sequen
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter("{x:g}")
             axes.yaxis.set_minor_formatter("")
+    for axes in every[1:]:
+        axes.sharex(every[0])
+    every[0].autoscale(axis="x")
     if len(titles) > 1:
         legend_below(figure)
     return figure
