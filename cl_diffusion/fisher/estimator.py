@@ -13,6 +13,7 @@ from torch import nn
 from cl_diffusion.fisher.criterion import OutputLoss
 from cl_diffusion.fisher.gradient import Loss
 from cl_diffusion.fisher.population import Draw, Population
+from cl_diffusion.fisher.repeatable import require_repeatable
 from cl_diffusion.fisher.residual import RESIDUALS, ResidualName
 from cl_diffusion.fisher.samples import Drawn, Samples
 from cl_diffusion.fisher.undisturbed import undisturbed
@@ -144,7 +145,7 @@ class FisherEstimator(ABC):
         if (first := next(samples.drawn(), None)) is not None:
             self.try_on(samples, first)
         if self.compares_passes:
-            samples.require_repeatable()
+            require_repeatable(samples)
 
     def try_on(self, samples: Samples, drawn: Drawn) -> None:
         """Take the kind of gradients that ``compute`` takes, on one batch of this process alone."""

@@ -9,23 +9,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from cl_diffusion.fisher.finite import require_finite
 from cl_diffusion.fisher.gradient import LossGradients, taken_by
 from cl_diffusion.fisher.layers import LayerGradients
-from cl_diffusion.fisher.population import (
-    Gathered,
-    Population,
-    Rows,
-    gathered_objects,
-    regrouped,
-    select,
-    world_size,
-)
+from cl_diffusion.fisher.population import Population, Rows, regrouped, select
 from cl_diffusion.fisher.residual import Expectation, Residual
 from cl_diffusion.fisher.sample_loss import Inputs, SampleLoss, SampleWeights, Terms
 from cl_diffusion.fisher.sharded import in_lockstep, require_finite_everywhere
 from cl_diffusion.keys import derive_keys
-from cl_diffusion.linalg import Parameters, parameters
+from cl_diffusion.linalg import Parameters
 from cl_diffusion.linalg.shards import dealt_as, local
+from cl_diffusion.processes import all_processes, world_size
 
 Importance = Mapping[int, float]
 
@@ -171,6 +165,18 @@ class Samples:
 
         return self.gradients.visit_layers(drawn.inputs, show)
 
+    def finite(self, vector: Parameters, drawn: Drawn) -> Parameters:
+        """The vector itself.
+
+        Raises:
+            FloatingPointError: it is not finite; where gradients of single samples can be had, names the sample.
+        """
+        if self.gradients.sharded:
+            require_finite_everywhere(vector)
+        else:
+            require_finite(vector, drawn.indices, lambda: self.terms(drawn).losses, self.per_sample(drawn))
+        return vector
+
     @torch.no_grad()
     def terms(self, drawn: Drawn) -> Terms:
         """Losses and outputs, for a weighting."""
@@ -211,40 +217,9 @@ class Samples:
             if local(tensor) is not tensor:
                 continue
             travelling = tensor.to(self.device) if dist.get_backend() == "nccl" else tensor
-            dist.all_reduce(travelling)
-            if travelling is not tensor:
-                tensor.copy_(travelling)
-
-    def gathered(self, values: Tensor) -> Tensor:
-        """The numbers (a few a sample, on the CPU) of all processes, in the order of the processes."""
-        return torch.cat(self.gathered_objects(values))
-
-    def gathered_objects(self, mine: Gathered) -> list[Gathered]:
-        """A small object of each process, in the order of the processes."""
-        return gathered_objects(mine)
-
-    def require_repeatable(self) -> None:
-        """Refuse a loss that changes from pass to pass, for an estimator whose passes must see one matrix.
-
-        Raises:
-            FloatingPointError: a loss of the first batch is not finite.
-            ValueError: the first batch has another loss the second time.
-        """
-        if self.population.keyed:
-            return
-        passes = [next(self.drawn(), None) for _ in range(2)]
-        first, second = (None if drawn is None else self.terms(drawn).losses for drawn in passes)
-        if first is not None and (bad := _bad(first)):
-            raise FloatingPointError(
-                f"the loss of {bad} of the {len(first)} samples of the first batch is not finite; check them for "
-                "values that are not finite or far out of range, or whether training has diverged"
-            )
-        mine = first is None or (second is not None and torch.equal(first, second))
-        if not all(self.gathered_objects(mine)):
-            raise ValueError(
-                "the loss of the first batch changes from pass to pass although torch's generator was seeded alike; "
-                "make the draws in `draw(batch, keys)`, or draw from torch's global generator"
-            )
+            total = all_processes(travelling)
+            if total is not tensor:
+                tensor.copy_(total)
 
     def _prepared(self, rows: Rows, draw: int) -> Iterator[Drawn]:
         batch, indices, reseed = rows
@@ -270,41 +245,3 @@ class Samples:
                 output = self._loss.loss.output(self.population.model, first)
             self._outcomes = int(self._loss.loss.criterion.num_outcomes(output))
         return self._outcomes
-
-    def finite(self, vector: Parameters, drawn: Drawn) -> Parameters:
-        """The vector itself; refused where a sum of gradients is not finite.
-
-        Raises:
-            FloatingPointError: names the sample and the first bad parameter, and says how many losses are not finite.
-        """
-        if self.gradients.sharded:
-            require_finite_everywhere(vector)
-            return vector
-        if all(bool(tensor.isfinite().all()) for tensor in vector.values()):
-            return vector
-        with torch.no_grad():
-            losses = self.terms(drawn).losses
-        bad = _bad(losses)
-        of_losses = f", nor is the loss of {bad} of the {len(losses)} samples of its batch" if bad else ""
-        position = 0
-        for gradients in self.per_sample(drawn):
-            finite = {name: parameters.flat_rows(g).isfinite().all(1) for name, g in gradients.items()}
-            found = ~torch.stack(list(finite.values())).all(0)
-            if found.any():
-                row = int(found.nonzero()[0, 0])
-                name = next(name for name, rows in finite.items() if not rows[row])
-                raise FloatingPointError(
-                    f"the gradient of sample {int(drawn.indices[position + row])} is not finite, first in parameter "
-                    f"{name!r}{of_losses}; check that sample for values that are not finite or far out of range, or "
-                    "whether training has diverged"
-                )
-            position += len(found)
-        name = next(name for name, tensor in vector.items() if not tensor.isfinite().all())
-        raise FloatingPointError(
-            f"a sum of finite gradients overflows in parameter {name!r}, in a batch of {len(drawn.indices)} samples; "
-            "check them for values far out of range, or whether training has diverged"
-        )
-
-
-def _bad(losses: Tensor) -> int:
-    return int((~losses.isfinite()).sum())
