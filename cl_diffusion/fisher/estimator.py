@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 from cl_diffusion.fisher.criterion import OutputLoss
+from cl_diffusion.fisher.drawn import Drawn
 from cl_diffusion.fisher.gradient import Loss
 from cl_diffusion.fisher.population import Draw, Population
 from cl_diffusion.fisher.repeatable import require_repeatable
 from cl_diffusion.fisher.residual import RESIDUALS, ResidualName
-from cl_diffusion.fisher.samples import Drawn, Samples
+from cl_diffusion.fisher.samples import Samples
 from cl_diffusion.fisher.undisturbed import undisturbed
 from cl_diffusion.fisher.weighting import Undetermined, Weighting
 from cl_diffusion.linalg import Operator, Provenance, parameters

@@ -7,10 +7,11 @@ from abc import abstractmethod
 import torch
 from typing_extensions import override
 
+from cl_diffusion.fisher.drawn import Drawn
 from cl_diffusion.fisher.estimator import FisherEstimator, Report
 from cl_diffusion.fisher.population import Population
 from cl_diffusion.fisher.sample_mean import sample_mean
-from cl_diffusion.fisher.samples import Drawn, Samples
+from cl_diffusion.fisher.samples import Samples
 from cl_diffusion.keys import keyed_normal
 from cl_diffusion.linalg import Identity, LowRank, Operator, parameters
 from cl_diffusion.processes import gathered_objects

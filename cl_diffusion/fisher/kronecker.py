@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack, override
 
+from cl_diffusion.fisher.drawn import Drawn
 from cl_diffusion.fisher.estimator import FisherEstimator, Report, Settings
 from cl_diffusion.fisher.layers import AffineGradients, LayerGradients
 from cl_diffusion.fisher.layers.layer import in_single
 from cl_diffusion.fisher.population import Population
 from cl_diffusion.fisher.repeatable import require_repeatable
 from cl_diffusion.fisher.sample_mean import require_samples
-from cl_diffusion.fisher.samples import Drawn, Samples
+from cl_diffusion.fisher.samples import Samples
 from cl_diffusion.linalg import BlockDiagonal, Diagonal, Kronecker, Operator, Parameters, parameters
 from cl_diffusion.linalg.kronecker import eigenbasis, joined
 from cl_diffusion.processes import gathered_objects

@@ -3,38 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from cl_diffusion.fisher.drawn import Drawing, Drawn, Importance
 from cl_diffusion.fisher.finite import require_finite
 from cl_diffusion.fisher.gradient import LossGradients, taken_by
 from cl_diffusion.fisher.layers import LayerGradients
-from cl_diffusion.fisher.population import Population, Rows, regrouped, select
-from cl_diffusion.fisher.residual import Expectation, Residual
-from cl_diffusion.fisher.sample_loss import Inputs, SampleLoss, SampleWeights, Terms
+from cl_diffusion.fisher.population import Population, Rows, regrouped
+from cl_diffusion.fisher.residual import Residual
+from cl_diffusion.fisher.sample_loss import SampleLoss, SampleWeights, Terms
 from cl_diffusion.fisher.sharded import in_lockstep, require_finite_everywhere
 from cl_diffusion.keys import derive_keys
 from cl_diffusion.linalg import Parameters
 from cl_diffusion.linalg.shards import dealt_as, local
 from cl_diffusion.processes import all_processes, world_size
-
-Importance = Mapping[int, float]
-
-
-class Drawn(NamedTuple):
-    """Gradients to be: what the loss is computed from, and the index of each sample.
-
-    ``num_samples``: how many samples these rows stand for; fewer than rows where a sample has a row for each outcome;
-    ``outcome`` then says for which one.
-    """
-
-    inputs: Inputs
-    indices: Tensor
-    num_samples: float
-    outcome: int = 0
 
 
 class Samples:
@@ -66,10 +51,9 @@ class Samples:
         self._selects = selects
         self._offload = offload
         self._importance = importance
-        self._mean_importance = sum(importance.values()) / max(1, len(importance)) if importance else 1.0
-        self._outcomes: int | None = None
         self._loss = SampleLoss(population.loss, residual, weights)
         self.gradients = LossGradients(population.model, self._loss, population.chunk_size, select=selects)
+        self._drawing = Drawing(population, residual, importance, self.gradients)
 
     @property
     def device(self) -> torch.device:
@@ -92,7 +76,7 @@ class Samples:
 
     def drawn(self, draw: int = 0) -> Iterator[Drawn]:
         """One pass; another ``draw`` is another, independent set of random draws."""
-        passed = (drawn for rows in self.population.rows(draw) for drawn in self._prepared(rows, draw))
+        passed = (drawn for rows in self.population.rows(draw) for drawn in self._drawing.of(rows, draw))
         yield from in_lockstep(passed) if self.gradients.sharded else passed
 
     def by_half(self) -> Iterator[tuple[int, Drawn, Tensor | None]]:
@@ -112,7 +96,7 @@ class Samples:
                     yield number, drawn._replace(num_samples=share), inside
             return
         for number, rows in regrouped(self.population.rows(), half):
-            yield from ((number, drawn, None) for drawn in self._prepared(rows, 0))
+            yield from ((number, drawn, None) for drawn in self._drawing.of(rows, 0))
 
     def subset(self, fraction: float, draw: int = 0) -> Iterator[Drawn]:
         """One pass over a random subset: whether a sample is in it is a function of (seed, index)."""
@@ -126,7 +110,7 @@ class Samples:
 
         for number, rows in regrouped(self.population.rows(draw), inside):
             if number == 1:
-                yield from self._prepared(rows, draw)
+                yield from self._drawing.of(rows, draw)
 
     def summed(self, drawn: Drawn, weights: Tensor | None = None) -> Parameters:
         """``sum_i w_i g_i``; over all processes where parameters are sharded."""
@@ -220,28 +204,3 @@ class Samples:
             total = all_processes(travelling)
             if total is not tensor:
                 tensor.copy_(total)
-
-    def _prepared(self, rows: Rows, draw: int) -> Iterator[Drawn]:
-        batch, indices, reseed = rows
-        importance = None
-        if self._importance is not None:
-            values = [self._importance.get(index, self._mean_importance) for index in indices.tolist()]
-            importance = torch.tensor(values, dtype=self.gradients.dtype, device=self.device)
-        if isinstance(self._residual, Expectation):
-            for outcome in range(self._num_outcomes(rows)):
-                chosen = torch.full((len(indices),), outcome, device=self.device)
-                inputs = Inputs(batch, chosen, importance, reseed)
-                yield Drawn(inputs, indices, len(indices) / self._num_outcomes(rows), outcome)
-            return
-        keys = self.keys(indices, draw, "residual")
-        extra = self._residual.randomness(self._loss.loss, self.population.model, batch, keys)
-        yield Drawn(Inputs(batch, extra, importance, reseed), indices, float(len(indices)))
-
-    @torch.no_grad()
-    def _num_outcomes(self, rows: Rows) -> int:
-        if self._outcomes is None:
-            first = select(rows, torch.arange(len(rows.indices)) == 0).batch
-            with taken_by(self.population.model, first):
-                output = self._loss.loss.output(self.population.model, first)
-            self._outcomes = int(self._loss.loss.criterion.num_outcomes(output))
-        return self._outcomes

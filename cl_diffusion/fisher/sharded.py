@@ -21,7 +21,7 @@ from cl_diffusion.linalg.shards import local
 from cl_diffusion.processes import gathered_objects
 
 if TYPE_CHECKING:
-    from cl_diffusion.fisher.samples import Drawn
+    from cl_diffusion.fisher.drawn import Drawn
 
 
 def reshard(model: nn.Module) -> None:
