@@ -19,7 +19,7 @@ from torch import distributed
 from typing_extensions import override
 
 from cl_diffusion.callbacks.task_checkpoint import between_steps, checkpoint_folder, refuse_folders, write_checkpoint
-from cl_diffusion.fisher.population import world_size
+from cl_diffusion.processes import world_size
 
 
 class Preemption(Checkpoint):

@@ -4,7 +4,8 @@ from cl_diffusion.fisher.banded import BandedFisher
 from cl_diffusion.fisher.check import Check, check
 from cl_diffusion.fisher.criterion import Criterion, CrossEntropy, OutputLoss, SquaredError
 from cl_diffusion.fisher.diagonal import DiagonalFisher
-from cl_diffusion.fisher.estimator import FisherEstimator, estimate, try_out
+from cl_diffusion.fisher.estimation import estimate, try_out
+from cl_diffusion.fisher.estimator import FisherEstimator
 from cl_diffusion.fisher.gradient import LossGradients
 from cl_diffusion.fisher.isotropic import IsotropicFisher, RandomDirectionFisher
 from cl_diffusion.fisher.kronecker import KroneckerFisher

@@ -11,9 +11,10 @@ from typing_extensions import override
 
 from cl_diffusion.bands import Bands
 from cl_diffusion.fisher.estimator import FisherEstimator, Report
-from cl_diffusion.fisher.population import Population, Rows, world_size
+from cl_diffusion.fisher.population import Population, Rows
 from cl_diffusion.fisher.sample_mean import require_samples
 from cl_diffusion.linalg import Operator, OperatorSum, total
+from cl_diffusion.processes import gathered_objects
 
 
 class BandedFisher(FisherEstimator):
@@ -137,10 +138,7 @@ class BandedFisher(FisherEstimator):
         for rows in population.rows():
             labels = self._labels(rows)
             counts += torch.bincount(labels[labels >= 0], minlength=len(self.names))
-        if world_size() > 1:
-            counts = counts.to(next(population.model.parameters()).device)
-            torch.distributed.all_reduce(counts)
-        return counts.cpu()
+        return torch.stack(gathered_objects(counts)).sum(0)
 
     def _labels(self, rows: Rows) -> Tensor:
         labels = self.bands(rows.batch).cpu().long()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing_extensions import override
 
+from cl_diffusion.fisher.drawn import Drawn
 from cl_diffusion.fisher.estimator import FisherEstimator, Report
 from cl_diffusion.fisher.population import Population
 from cl_diffusion.fisher.sample_mean import sample_mean
-from cl_diffusion.fisher.samples import Drawn, Samples
+from cl_diffusion.fisher.samples import Samples
 from cl_diffusion.linalg import Diagonal, Operator
 
 

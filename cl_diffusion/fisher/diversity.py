@@ -7,6 +7,7 @@ from torch import Tensor
 
 from cl_diffusion.fisher.samples import Samples
 from cl_diffusion.linalg import Parameters, parameters
+from cl_diffusion.processes import gathered
 
 
 def residual_diversity(samples: Samples, kept: int = 64) -> dict[int, float]:
@@ -42,7 +43,7 @@ def residual_diversity(samples: Samples, kept: int = 64) -> dict[int, float]:
 def _first(samples: Samples, kept: int) -> dict[int, int]:
     """The indices that come first in a random order that all processes share, and their places in it."""
     mine = torch.cat([drawn.indices for drawn in samples.drawn()] or [torch.zeros(0, dtype=torch.int64)])
-    indices = samples.gathered(mine)
+    indices = gathered(mine)
     order = samples.keys(indices, purpose="diversity").argsort()
     return {index: place for place, index in enumerate(indices[order[:kept]].tolist())}
 

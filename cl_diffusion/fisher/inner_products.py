@@ -8,9 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from cl_diffusion.fisher.repeatable import require_repeatable
 from cl_diffusion.fisher.samples import Samples
 from cl_diffusion.fisher.undisturbed import undisturbed
 from cl_diffusion.linalg import Parameters, parameters
+from cl_diffusion.processes import gathered
 
 _COLUMNS = 2**16
 
@@ -71,8 +73,8 @@ def inner_products(
         raise ValueError("sources are of different parameters, so that their gradients have no inner products")
     with undisturbed(first.population.model):
         for source in sources:
-            source.require_repeatable()
-        indices = [source.gathered(_indices(source)) for source in sources]
+            require_repeatable(source)
+        indices = [gathered(_indices(source)) for source in sources]
         if any(len(of.unique()) < len(of) for of in indices):
             raise ValueError("a sample comes twice in a source: indices repeat, or a residual has several outcomes")
         total = sum(len(of) for of in indices)
@@ -82,7 +84,7 @@ def inner_products(
         products = torch.zeros(total, total, dtype=torch.float64, device=first.device)
         squared = {s: products.new_zeros(len(indices[s]), len(indices[s])) for s in squares}
         for columns in _groups(first, entries):
-            rows = [source.gathered(_rows(source, columns)) for source in sources]
+            rows = [gathered(_rows(source, columns)) for source in sources]
             for wide in zip(*(of.split(_COLUMNS, dim=1) for of in rows), strict=True):
                 parts = [of.to(first.device, torch.float64) for of in wide]
                 _add_products(products, parts)

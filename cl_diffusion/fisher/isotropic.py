@@ -7,12 +7,14 @@ from abc import abstractmethod
 import torch
 from typing_extensions import override
 
+from cl_diffusion.fisher.drawn import Drawn
 from cl_diffusion.fisher.estimator import FisherEstimator, Report
 from cl_diffusion.fisher.population import Population
 from cl_diffusion.fisher.sample_mean import sample_mean
-from cl_diffusion.fisher.samples import Drawn, Samples
+from cl_diffusion.fisher.samples import Samples
 from cl_diffusion.keys import keyed_normal
 from cl_diffusion.linalg import Identity, LowRank, Operator, parameters
+from cl_diffusion.processes import gathered_objects
 
 
 class TraceFisher(FisherEstimator):
@@ -65,7 +67,7 @@ class RandomDirectionFisher(TraceFisher):
     def operator(self, samples: Samples, trace: float) -> LowRank:
         like = samples.gradients.parameters
         which = sum(int(drawn.indices.sum()) for drawn in samples.drawn())
-        key = samples.keys(torch.tensor([sum(samples.gathered_objects(which))]), purpose="random direction")
+        key = samples.keys(torch.tensor([sum(gathered_objects(which))]), purpose="random direction")
         direction = keyed_normal(key, (sum(p.numel() for p in like.values()),))[0]
         direction /= torch.linalg.vector_norm(direction)
         columns = {name: column[None] for name, column in parameters.unflatten(direction, like).items()}

@@ -9,14 +9,17 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack, override
 
+from cl_diffusion.fisher.drawn import Drawn
 from cl_diffusion.fisher.estimator import FisherEstimator, Report, Settings
 from cl_diffusion.fisher.layers import AffineGradients, LayerGradients
 from cl_diffusion.fisher.layers.layer import in_single
 from cl_diffusion.fisher.population import Population
+from cl_diffusion.fisher.repeatable import require_repeatable
 from cl_diffusion.fisher.sample_mean import require_samples
-from cl_diffusion.fisher.samples import Drawn, Samples
+from cl_diffusion.fisher.samples import Samples
 from cl_diffusion.linalg import BlockDiagonal, Diagonal, Kronecker, Operator, Parameters, parameters
 from cl_diffusion.linalg.kronecker import eigenbasis, joined
+from cl_diffusion.processes import gathered_objects
 
 _PATCHES = 64 * 2**20
 """Bytes of input patches held at once."""
@@ -76,7 +79,7 @@ class KroneckerFisher(FisherEstimator):
         factors, squares, n = _factor_pass(samples)
         bases = {names: factor.bases(n) for names, factor in factors.items()}
         if self.corrected:
-            samples.require_repeatable()
+            require_repeatable(samples)
             values = _corrected_values(samples, bases, n)
         else:
             values = {names: torch.outer(basis.beta, basis.alpha) for names, basis in bases.items()}
@@ -170,7 +173,7 @@ def _agreed_layers(samples: Samples) -> list[LayerNames]:
         samples.visit_layers(first, add)
         order = list(samples.gradients.parameters)
         mine = sorted(whole, key=lambda names: order.index(names[0]))
-    found = [names for names in samples.gathered_objects(mine) if names is not None]
+    found = [names for names in gathered_objects(mine) if names is not None]
     return [names for names in found[0] if all(names in others for others in found)] if found else []
 
 

@@ -9,10 +9,12 @@ from torch import Tensor
 from typing_extensions import Unpack, override
 
 from cl_diffusion.arguments import is_whole
+from cl_diffusion.fisher.drawn import Drawn
 from cl_diffusion.fisher.estimator import FisherEstimator, Report, Settings
 from cl_diffusion.fisher.population import Population
+from cl_diffusion.fisher.repeatable import require_repeatable
 from cl_diffusion.fisher.sample_mean import require_samples
-from cl_diffusion.fisher.samples import Drawn, Samples
+from cl_diffusion.fisher.samples import Samples
 from cl_diffusion.keys import keyed_normal
 from cl_diffusion.linalg import LowRank, Operator, lanczos_eigenpairs, parameters
 
@@ -67,7 +69,7 @@ class LeadingEigenpairsFisher(FisherEstimator):
     def compute(self, population: Population) -> tuple[Operator, Report]:
         samples, fitted = self.samples(population)
         n = _count(samples)
-        samples.require_repeatable()
+        require_repeatable(samples)
         like = samples.gradients.parameters
 
         def product(flat: Tensor) -> Tensor:

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack, override
 
+from cl_diffusion.fisher.drawn import Drawn
 from cl_diffusion.fisher.estimator import FisherEstimator, Report, Settings
 from cl_diffusion.fisher.population import Population
 from cl_diffusion.fisher.sample_mean import require_samples
-from cl_diffusion.fisher.samples import Drawn, Samples
+from cl_diffusion.fisher.samples import Samples
 from cl_diffusion.linalg import LowRank, Operator, Parameters, parameters
 
 Coefficient = Literal["optimal", "plain"]

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from cl_diffusion.fisher.batch import batch_size, has_samples
 from cl_diffusion.fisher.gradient import Loss
 from cl_diffusion.keys import KeyedBatch, derive_keys
+from cl_diffusion.processes import rank, world_size
 
 Draw = Callable[[Any, Tensor], Any]
 
@@ -203,25 +203,3 @@ def _same_but_for_samples(x: Any, x_size: int, y: Any, y_size: int) -> bool:
 def _alike(x: Tensor, y: Tensor) -> bool:
     """Whether two tensors hold the same, where no number is like no number."""
     return x.shape == y.shape and bool(((x == y) | ((x != x) & (y != y))).all())
-
-
-Gathered = TypeVar("Gathered")
-
-
-def gathered_objects(mine: Gathered) -> list[Gathered]:
-    """A small object of each process, in the order of the processes."""
-    if world_size() == 1:
-        return [mine]
-    parts = [mine] * world_size()
-    dist.all_gather_object(parts, mine)
-    return parts
-
-
-def rank() -> int:
-    """This process's number; 0 where there is one process."""
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def world_size() -> int:
-    """How many processes share the samples."""
-    return dist.get_world_size() if dist.is_initialized() else 1

@@ -13,10 +13,11 @@ from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cl_diffusion.fisher.criterion import OutputLoss
-from cl_diffusion.fisher.population import Population, gathered_objects
+from cl_diffusion.fisher.population import Population
 from cl_diffusion.fisher.undisturbed import undisturbed
 from cl_diffusion.keys import derive_keys
 from cl_diffusion.linalg import Parameters, parameters
+from cl_diffusion.processes import gathered
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class Probe:
         self._outputs = [output for _, output in at]
         with undisturbed(self.model):
             mine = [rows.indices for rows in population.rows(draw)]
-        indices = torch.cat(gathered_objects(torch.cat([torch.empty(0, dtype=torch.int64), *mine])))
+        indices = gathered(torch.cat([torch.empty(0, dtype=torch.int64), *mine]))
         if not len(indices):
             raise ValueError("batches hold no samples; expected at least one")
         self._order = indices.argsort()
@@ -123,7 +124,7 @@ class Probe:
     def _ordered(self, parts: Sequence[Tensor]) -> Tensor:
         """Of all processes; one of them may have none."""
         mine = torch.cat([torch.empty(0, dtype=torch.float64), *(part.double().cpu() for part in parts)])
-        return torch.cat(gathered_objects(mine))[self._order]
+        return gathered(mine)[self._order]
 
     def _if_known(self, parts: Sequence[Tensor]) -> Tensor | None:
         return self._ordered(parts) if self._outputs_known else None

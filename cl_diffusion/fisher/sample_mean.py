@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import torch
 
-from cl_diffusion.fisher.samples import Drawn, Samples
+from cl_diffusion.fisher.drawn import Drawn
+from cl_diffusion.fisher.samples import Samples
 from cl_diffusion.linalg import Parameters, parameters
 
 

@@ -3,44 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from cl_diffusion.fisher.drawn import Drawing, Drawn, Importance
+from cl_diffusion.fisher.finite import require_finite
 from cl_diffusion.fisher.gradient import LossGradients, taken_by
 from cl_diffusion.fisher.layers import LayerGradients
-from cl_diffusion.fisher.population import (
-    Gathered,
-    Population,
-    Rows,
-    gathered_objects,
-    regrouped,
-    select,
-    world_size,
-)
-from cl_diffusion.fisher.residual import Expectation, Residual
-from cl_diffusion.fisher.sample_loss import Inputs, SampleLoss, SampleWeights, Terms
+from cl_diffusion.fisher.population import Population, Rows, regrouped
+from cl_diffusion.fisher.residual import Residual
+from cl_diffusion.fisher.sample_loss import SampleLoss, SampleWeights, Terms
 from cl_diffusion.fisher.sharded import in_lockstep, require_finite_everywhere
 from cl_diffusion.keys import derive_keys
-from cl_diffusion.linalg import Parameters, parameters
+from cl_diffusion.linalg import Parameters
 from cl_diffusion.linalg.shards import dealt_as, local
-
-Importance = Mapping[int, float]
-
-
-class Drawn(NamedTuple):
-    """Gradients to be: what the loss is computed from, and the index of each sample.
-
-    ``num_samples``: how many samples these rows stand for; fewer than rows where a sample has a row for each outcome;
-    ``outcome`` then says for which one.
-    """
-
-    inputs: Inputs
-    indices: Tensor
-    num_samples: float
-    outcome: int = 0
+from cl_diffusion.processes import all_processes, world_size
 
 
 class Samples:
@@ -72,10 +51,9 @@ class Samples:
         self._selects = selects
         self._offload = offload
         self._importance = importance
-        self._mean_importance = sum(importance.values()) / max(1, len(importance)) if importance else 1.0
-        self._outcomes: int | None = None
         self._loss = SampleLoss(population.loss, residual, weights)
         self.gradients = LossGradients(population.model, self._loss, population.chunk_size, select=selects)
+        self._drawing = Drawing(population, residual, importance, self.gradients)
 
     @property
     def device(self) -> torch.device:
@@ -98,7 +76,7 @@ class Samples:
 
     def drawn(self, draw: int = 0) -> Iterator[Drawn]:
         """One pass; another ``draw`` is another, independent set of random draws."""
-        passed = (drawn for rows in self.population.rows(draw) for drawn in self._prepared(rows, draw))
+        passed = (drawn for rows in self.population.rows(draw) for drawn in self._drawing.of(rows, draw))
         yield from in_lockstep(passed) if self.gradients.sharded else passed
 
     def by_half(self) -> Iterator[tuple[int, Drawn, Tensor | None]]:
@@ -118,7 +96,7 @@ class Samples:
                     yield number, drawn._replace(num_samples=share), inside
             return
         for number, rows in regrouped(self.population.rows(), half):
-            yield from ((number, drawn, None) for drawn in self._prepared(rows, 0))
+            yield from ((number, drawn, None) for drawn in self._drawing.of(rows, 0))
 
     def subset(self, fraction: float, draw: int = 0) -> Iterator[Drawn]:
         """One pass over a random subset: whether a sample is in it is a function of (seed, index)."""
@@ -132,7 +110,7 @@ class Samples:
 
         for number, rows in regrouped(self.population.rows(draw), inside):
             if number == 1:
-                yield from self._prepared(rows, draw)
+                yield from self._drawing.of(rows, draw)
 
     def summed(self, drawn: Drawn, weights: Tensor | None = None) -> Parameters:
         """``sum_i w_i g_i``; over all processes where parameters are sharded."""
@@ -170,6 +148,18 @@ class Samples:
             visit(layer)
 
         return self.gradients.visit_layers(drawn.inputs, show)
+
+    def finite(self, vector: Parameters, drawn: Drawn) -> Parameters:
+        """The vector itself.
+
+        Raises:
+            FloatingPointError: it is not finite; where gradients of single samples can be had, names the sample.
+        """
+        if self.gradients.sharded:
+            require_finite_everywhere(vector)
+        else:
+            require_finite(vector, drawn.indices, lambda: self.terms(drawn).losses, self.per_sample(drawn))
+        return vector
 
     @torch.no_grad()
     def terms(self, drawn: Drawn) -> Terms:
@@ -211,100 +201,6 @@ class Samples:
             if local(tensor) is not tensor:
                 continue
             travelling = tensor.to(self.device) if dist.get_backend() == "nccl" else tensor
-            dist.all_reduce(travelling)
-            if travelling is not tensor:
-                tensor.copy_(travelling)
-
-    def gathered(self, values: Tensor) -> Tensor:
-        """The numbers (a few a sample, on the CPU) of all processes, in the order of the processes."""
-        return torch.cat(self.gathered_objects(values))
-
-    def gathered_objects(self, mine: Gathered) -> list[Gathered]:
-        """A small object of each process, in the order of the processes."""
-        return gathered_objects(mine)
-
-    def require_repeatable(self) -> None:
-        """Refuse a loss that changes from pass to pass, for an estimator whose passes must see one matrix.
-
-        Raises:
-            FloatingPointError: a loss of the first batch is not finite.
-            ValueError: the first batch has another loss the second time.
-        """
-        if self.population.keyed:
-            return
-        passes = [next(self.drawn(), None) for _ in range(2)]
-        first, second = (None if drawn is None else self.terms(drawn).losses for drawn in passes)
-        if first is not None and (bad := _bad(first)):
-            raise FloatingPointError(
-                f"the loss of {bad} of the {len(first)} samples of the first batch is not finite; check them for "
-                "values that are not finite or far out of range, or whether training has diverged"
-            )
-        mine = first is None or (second is not None and torch.equal(first, second))
-        if not all(self.gathered_objects(mine)):
-            raise ValueError(
-                "the loss of the first batch changes from pass to pass although torch's generator was seeded alike; "
-                "make the draws in `draw(batch, keys)`, or draw from torch's global generator"
-            )
-
-    def _prepared(self, rows: Rows, draw: int) -> Iterator[Drawn]:
-        batch, indices, reseed = rows
-        importance = None
-        if self._importance is not None:
-            values = [self._importance.get(index, self._mean_importance) for index in indices.tolist()]
-            importance = torch.tensor(values, dtype=self.gradients.dtype, device=self.device)
-        if isinstance(self._residual, Expectation):
-            for outcome in range(self._num_outcomes(rows)):
-                chosen = torch.full((len(indices),), outcome, device=self.device)
-                inputs = Inputs(batch, chosen, importance, reseed)
-                yield Drawn(inputs, indices, len(indices) / self._num_outcomes(rows), outcome)
-            return
-        keys = self.keys(indices, draw, "residual")
-        extra = self._residual.randomness(self._loss.loss, self.population.model, batch, keys)
-        yield Drawn(Inputs(batch, extra, importance, reseed), indices, float(len(indices)))
-
-    @torch.no_grad()
-    def _num_outcomes(self, rows: Rows) -> int:
-        if self._outcomes is None:
-            first = select(rows, torch.arange(len(rows.indices)) == 0).batch
-            with taken_by(self.population.model, first):
-                output = self._loss.loss.output(self.population.model, first)
-            self._outcomes = int(self._loss.loss.criterion.num_outcomes(output))
-        return self._outcomes
-
-    def finite(self, vector: Parameters, drawn: Drawn) -> Parameters:
-        """The vector itself; refused where a sum of gradients is not finite.
-
-        Raises:
-            FloatingPointError: names the sample and the first bad parameter, and says how many losses are not finite.
-        """
-        if self.gradients.sharded:
-            require_finite_everywhere(vector)
-            return vector
-        if all(bool(tensor.isfinite().all()) for tensor in vector.values()):
-            return vector
-        with torch.no_grad():
-            losses = self.terms(drawn).losses
-        bad = _bad(losses)
-        of_losses = f", nor is the loss of {bad} of the {len(losses)} samples of its batch" if bad else ""
-        position = 0
-        for gradients in self.per_sample(drawn):
-            finite = {name: parameters.flat_rows(g).isfinite().all(1) for name, g in gradients.items()}
-            found = ~torch.stack(list(finite.values())).all(0)
-            if found.any():
-                row = int(found.nonzero()[0, 0])
-                name = next(name for name, rows in finite.items() if not rows[row])
-                raise FloatingPointError(
-                    f"the gradient of sample {int(drawn.indices[position + row])} is not finite, first in parameter "
-                    f"{name!r}{of_losses}; check that sample for values that are not finite or far out of range, or "
-                    "whether training has diverged"
-                )
-            position += len(found)
-        name = next(name for name, tensor in vector.items() if not tensor.isfinite().all())
-        raise FloatingPointError(
-            f"a sum of finite gradients overflows in parameter {name!r}, in a batch of {len(drawn.indices)} samples; "
-            "check them for values far out of range, or whether training has diverged"
-        )
-
-
-def _bad(losses: Tensor) -> int:
-    return int((~losses.isfinite()).sum())
+            total = all_processes(travelling)
+            if total is not tensor:
+                tensor.copy_(total)

@@ -12,16 +12,16 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from cl_diffusion.linalg import Parameters
 from cl_diffusion.linalg.shards import local
+from cl_diffusion.processes import gathered_objects
 
 if TYPE_CHECKING:
-    from cl_diffusion.fisher.samples import Drawn
+    from cl_diffusion.fisher.drawn import Drawn
 
 
 def reshard(model: nn.Module) -> None:
@@ -94,10 +94,10 @@ def in_lockstep(passed: Iterator[Drawn]) -> Iterator[Drawn]:
     last: Drawn | None = None
     while True:
         drawn = next(passed, None)
-        anything, nothing = _anywhere(drawn is not None), _anywhere(drawn is None and last is None)
-        if not anything:
+        more, some = zip(*gathered_objects((drawn is not None, drawn is not None or last is not None)), strict=True)
+        if not any(more):
             return
-        if nothing:
+        if not all(some):
             raise ValueError(
                 "a process has no samples, and a sharded model is passed over by all processes together; give each of "
                 "them at least one batch, or use fewer processes"
@@ -117,7 +117,7 @@ def require_finite_everywhere(vector: Parameters) -> None:
         FloatingPointError: names the first bad parameter of this process, if it is here.
     """
     bad = [name for name, tensor in vector.items() if not bool(local(tensor).isfinite().all())]
-    if _anywhere(bool(bad)):
+    if any(gathered_objects(bool(bad))):
         where = f"in parameter {bad[0]!r}" if bad else "in a shard of another process"
         raise FloatingPointError(
             f"a sum of gradients is not finite, first {where}; check the samples, or whether training has diverged"
@@ -135,9 +135,3 @@ def _parameter_groups(model: nn.Module) -> Iterator[tuple[nn.Module, Any]]:
 
 def _times_processes(gradient: Tensor) -> Tensor:
     return gradient * gradient.device_mesh.size() if isinstance(gradient, DTensor) else gradient
-
-
-def _anywhere(here: bool) -> bool:
-    flag = torch.tensor([float(here)], device="cuda" if dist.get_backend() == "nccl" else "cpu")
-    dist.all_reduce(flag)
-    return bool(flag > 0)

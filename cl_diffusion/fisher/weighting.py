@@ -15,6 +15,7 @@ from cl_diffusion.fisher.criterion import OutputLoss
 from cl_diffusion.fisher.diversity import residual_diversity
 from cl_diffusion.fisher.sample_loss import Terms
 from cl_diffusion.fisher.samples import Samples
+from cl_diffusion.processes import gathered
 
 Geometry = Literal["euclidean", "wasserstein", "sliced"]
 Importance = Literal["uniform", "hessian_trace", "residual_diversity"]
@@ -220,7 +221,7 @@ def _mean(samples: Samples, value: Callable[[Terms], Tensor]) -> float:
 
 def _positive_median(samples: Samples, size: Callable[[Terms], Tensor]) -> float:
     values = torch.cat([size(samples.terms(drawn)).double().cpu() for drawn in samples.drawn()] or [torch.zeros(0)])
-    values = samples.gathered(values)
+    values = gathered(values)
     values = values[values > 0].sort().values
     if len(values) == 0:
         raise Undetermined("every residual is exactly zero, so kappa * median{s_i : s_i > 0} is not defined; give tau")

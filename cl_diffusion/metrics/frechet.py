@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance, NoTrainInceptionV3
 
-from cl_diffusion.fisher.population import rank, world_size
+from cl_diffusion.processes import rank, world_size
 
 INCEPTION_WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
 

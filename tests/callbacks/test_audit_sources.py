@@ -17,8 +17,9 @@ from cl_diffusion.callbacks.diagnostics.audit_sources import AuditSources
 from cl_diffusion.callbacks.diagnostics.chosen_samples import Chosen
 from cl_diffusion.diffusion import DrawnBatch, SNRBands
 from cl_diffusion.diffusion.linear_surrogate import linear_output
+from cl_diffusion.fisher.drawn import Drawn
 from cl_diffusion.fisher.inner_products import inner_products
-from cl_diffusion.fisher.samples import Drawn, Samples
+from cl_diffusion.fisher.samples import Samples
 from cl_diffusion.keys import KeyedBatch
 from cl_diffusion.metrics.gradient_audit import ALL, KINDS, NOISE, OTHER, OWN, RELABELLED, SURROGATE, TRUE
 from tests.tiny import DATA, ddpm

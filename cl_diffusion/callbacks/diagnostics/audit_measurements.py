@@ -23,6 +23,7 @@ from cl_diffusion.metrics.gram import Gram
 from cl_diffusion.metrics.half_samples import Estimate
 from cl_diffusion.metrics.nonlinearity import distance_from_linear
 from cl_diffusion.metrics.preservation import Damage, Preservation, Response
+from cl_diffusion.processes import gathered
 
 Directions = dict[str, Parameters]
 Track = Callable[[Iterable[Any], str], Iterable[Any]]
@@ -129,7 +130,7 @@ class AuditMeasurements:
                 predicted, best = noise(batch, output), noise(batch, linear(subject.module, batch))
                 squares = [each.double().square().flatten(1).mean(1).cpu() for each in (predicted - best, predicted)]
                 parts.append(torch.stack(squares, 1))
-            apart, sizes = source.gathered(torch.cat(parts)).unbind(1)
+            apart, sizes = gathered(torch.cat(parts)).unbind(1)
             found[band] = distance_from_linear(apart, sizes, repeats=self.repeats, seed=self.seed)
         return found
 
@@ -163,7 +164,7 @@ class AuditMeasurements:
         for drawn in source.drawn(draw):
             indices.append(drawn.indices)
             sizes.append(size(source.terms(drawn)).double().cpu())
-        return source.gathered(torch.cat(sizes))[source.gathered(torch.cat(indices)).argsort()]
+        return gathered(torch.cat(sizes))[gathered(torch.cat(indices)).argsort()]
 
 
 def _too_coarse(subject: AuditSources) -> bool:

@@ -16,12 +16,13 @@ from cl_diffusion.callbacks.regularization.task_samples import OwnSamples
 from cl_diffusion.diffusion import SNRBand, SNRBands
 from cl_diffusion.diffusion.controls import images_of, labels_of, pure_noise, relabelled
 from cl_diffusion.fisher import DiagonalFisher, OutputLoss
-from cl_diffusion.fisher.population import Population, gathered_objects
+from cl_diffusion.fisher.population import Population
 from cl_diffusion.fisher.probe import Probe
 from cl_diffusion.fisher.residual import RESIDUALS, Empirical, OfOutput
 from cl_diffusion.fisher.samples import Samples
 from cl_diffusion.keys import derive_keys
 from cl_diffusion.metrics.gradient_audit import ALL, KINDS, NOISE, OTHER, OWN, RELABELLED, SURROGATE, TRUE
+from cl_diffusion.processes import gathered, gathered_objects
 
 FEWEST = 8
 """Fewer samples of a task are no set that could be halved and halved again."""
@@ -181,7 +182,7 @@ class AuditSources:
             return None
         mine = [labels_of(batch) for batch, _ in self.own]
         none = torch.empty(0, dtype=torch.int64)
-        return torch.cat(gathered_objects(torch.cat([none, *(labels.cpu() for labels in mine if labels is not None)])))
+        return gathered(torch.cat([none, *(labels.cpu() for labels in mine if labels is not None)]))
 
 
 def task_batches(trainer: Trainer, task: int) -> Iterable[Any]:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from cl_diffusion.fisher.batch import batch_size
-from cl_diffusion.fisher.population import Rows, gathered_objects, joinable, joined, rank, select, world_size
+from cl_diffusion.fisher.population import Rows, joinable, joined, select
 from cl_diffusion.keys import KeyedBatch, derive_keys
+from cl_diffusion.processes import gathered, rank, world_size
 
 
 class Chosen(Iterable[KeyedBatch]):
@@ -37,7 +38,7 @@ class Chosen(Iterable[KeyedBatch]):
             held.append((Rows(batch, indices, None), derive_keys(seed, indices, purpose="chosen")))
             held = _smallest(held, samples, torch.cat([keys for _, keys in held]))
         mine = torch.cat([torch.empty(0, dtype=torch.int64), *(keys for _, keys in held)])
-        every = torch.cat(gathered_objects(mine))
+        every = gathered(mine)
         self._held = _together([rows for rows, _ in _smallest(held, samples, every)], largest)
         self._total = min(samples, len(every))
 

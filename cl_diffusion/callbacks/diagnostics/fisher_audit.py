@@ -23,11 +23,11 @@ from cl_diffusion.callbacks.regularization.preconditions import refuse_sharded
 from cl_diffusion.callbacks.regularization.unrecorded import unrecorded
 from cl_diffusion.callbacks.task import TaskCallback, task_stream
 from cl_diffusion.diffusion import SNRBands
-from cl_diffusion.fisher.population import world_size
 from cl_diffusion.fisher.probe import placed
 from cl_diffusion.linalg import parameters
 from cl_diffusion.metrics.gradient_audit import KINDS, OTHER, RELABELLED
 from cl_diffusion.phases import phase
+from cl_diffusion.processes import world_size
 from cl_diffusion.progress import track
 
 

@@ -15,7 +15,6 @@ from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from cl_diffusion.callbacks.diagnostics.logged_pictures import log_figure
-from cl_diffusion.callbacks.plasticity.processes import all_processes
 from cl_diffusion.callbacks.plasticity.watched_units import FindsUnits, watched_units
 from cl_diffusion.callbacks.regularization.preconditions import refuse_sharded
 from cl_diffusion.callbacks.task import TaskCallback, task_stream
@@ -23,6 +22,7 @@ from cl_diffusion.metrics.plasticity import effective_rank, stable_rank
 from cl_diffusion.plasticity.chains import FIRING
 from cl_diffusion.plasticity.observation import Observer, peaks
 from cl_diffusion.plasticity.units import Units
+from cl_diffusion.processes import all_processes
 from cl_diffusion.report.figures import by_layer, draw_plasticity
 from cl_diffusion.whole_files import write_rows
 

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from cl_diffusion.arguments import require_between, require_whole
-from cl_diffusion.callbacks.plasticity.processes import all_processes, summed
 from cl_diffusion.callbacks.plasticity.unit_resets import UnitResets
 from cl_diffusion.plasticity.observation import Observer
 from cl_diffusion.plasticity.utility import LeastUseful, Utility, hand_over
+from cl_diffusion.processes import all_processes, summed
 
 
 class ContinualBackprop(UnitResets):

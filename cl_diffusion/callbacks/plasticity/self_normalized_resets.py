@@ -11,13 +11,12 @@ from torch import Tensor
 from typing_extensions import override
 
 from cl_diffusion.arguments import require_between, require_whole
-from cl_diffusion.callbacks.plasticity.processes import all_processes, summed
 from cl_diffusion.callbacks.plasticity.unit_resets import UnitResets
-from cl_diffusion.fisher.population import world_size
 from cl_diffusion.plasticity.chains import FIRING
 from cl_diffusion.plasticity.firing import FiringRates, InterFiringTimes
 from cl_diffusion.plasticity.observation import Looked, Observer, firings, magnitudes, peaks
 from cl_diffusion.plasticity.utility import dormancy
+from cl_diffusion.processes import all_processes, summed, world_size
 
 Variant = Literal["released", "counting"]
 Firing = Literal["sign", "magnitude", "gradient"]

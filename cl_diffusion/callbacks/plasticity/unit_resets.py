@@ -17,7 +17,6 @@ from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from cl_diffusion.arguments import require_whole
-from cl_diffusion.callbacks.plasticity.processes import of_the_first
 from cl_diffusion.callbacks.plasticity.watched_units import FindsUnits, watched_units
 from cl_diffusion.callbacks.regularization.preconditions import refuse_sharded
 from cl_diffusion.callbacks.regularization.regularizer import Regularizer
@@ -26,6 +25,7 @@ from cl_diffusion.keys import derive_keys
 from cl_diffusion.plasticity.observation import CalledRoots, Observer
 from cl_diffusion.plasticity.reset import Initializer, Moments, kept, reset_units
 from cl_diffusion.plasticity.units import Units
+from cl_diffusion.processes import of_the_first
 
 Anchors = Literal["kept", "released"]
 
