@@ -96,6 +96,11 @@ class Comparison:
                 f"The runs were judged by {len(judges)} different reference classifiers: their class agreements and "
                 "Frechet distances do not compare."
             )
+        elif len({run.yardstick["weights"] for run in self.runs if "weights" in run.yardstick}) > 1:
+            said.append(
+                "The runs were judged by reference classifiers of the same data and settings that were trained apart, "
+                "on other machines or numbers of threads: small differences may be theirs."
+            )
         twice = {(_identity(run), _seed(run)): run.name for run in self.runs}
         for run in self.runs:
             if (other := twice[_identity(run), _seed(run)]) != run.name:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,21 @@ def test_a_resumed_run_writes_the_whole_file(tmp_path: Path) -> None:
     old, new = entries(tmp_path / "whole"), entries(resumed)
     assert old.keys() == new.keys()
     assert {k: v for k, v in old.items() if k[1] == 1} == {k: v for k, v in new.items() if k[1] == 1}
+
+
+def test_a_resumed_run_is_judged_by_the_classifier_of_its_checkpoint_on_any_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CL_DIFFUSION_CACHE", str(tmp_path / "here"))
+    fit(ddpm(), tmp_path / "whole", ContinualMetrics(**METRICS), TaskCheckpoint(str(tmp_path / "saved")))
+    monkeypatch.setenv("CL_DIFFUSION_CACHE", str(tmp_path / "there"))
+    checkpoint = tmp_path / "saved" / "after_task_1.ckpt"
+    fit(ddpm(), tmp_path / "resumed", ContinualMetrics(**METRICS), ckpt_path=checkpoint)
+    assert not list((tmp_path / "there").glob("*"))
+    whole, resumed = (json.loads((tmp_path / name / "yardstick.json").read_text()) for name in ("whole", "resumed"))
+    assert whole == resumed
+    with pytest.warns(UserWarning, match="judged by the reference classifier of other data or settings"):
+        fit(ddpm(), tmp_path / "other", ContinualMetrics(**{**METRICS, "seed": 5}), ckpt_path=checkpoint)
 
 
 def test_an_unconditional_model_gets_the_loss_alone(tmp_path: Path) -> None:

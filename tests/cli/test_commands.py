@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ import yaml
 from safetensors.torch import load_file
 
 from cl_diffusion.cli import command_line, main
+from cl_diffusion.cli.run_folder import LAST, claim
 from tests.tiny import configuration
 
 
@@ -325,7 +327,18 @@ def test_a_bad_option_is_one_message_and_exit_code_2(folder: Path, capsys: pytes
     with pytest.raises(SystemExit) as exit_:
         fit(configuration(folder), folder / "run", "--data.dataset", "emnist")
     assert exit_.value.code == 2
-    assert "emnist" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "emnist" in said
+    assert said.startswith("usage: cl-diffusion fit -c FILE")
+    assert "--trainer." not in said  # hundreds of arguments are for --help
+
+
+def test_last_without_a_checkpoint_says_that_it_starts_from_the_beginning(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        claim(folder / "nowhere", "a: 1", None, LAST)
+    assert "nowhere' holds no checkpoint: it starts from the beginning" in caplog.text
 
 
 def test_a_checkpoint_that_cannot_be_read_is_named(folder: Path) -> None:

@@ -25,7 +25,7 @@ def outcomes(folder: Path) -> list[str | None]:
 
 
 def test_a_fit_that_is_refused_before_training_says_nothing_of_the_one_that_was_killed(tmp_path: Path) -> None:
-    begin_session(tmp_path, TRAINER, ["fit"])  # and killed
+    begin_session(tmp_path, TRAINER, ["fit"], "then")  # and killed
     callback: Any = RunFolder(None, None, "a: 1", tmp_path, ["fit"])  # type: ignore[arg-type]
     callback.on_exception(TRAINER, None, ValueError("refused in setup"))
     assert outcomes(tmp_path) == [None]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -55,6 +56,16 @@ def test_what_does_not_compare_is_said(tmp_path: Path) -> None:
     said = " ".join(Comparison.of([tmp_path]).warnings)
     assert "2 different reference classifiers" in said
     assert "after 2, 3 tasks" in said
+
+
+def test_classifiers_that_were_trained_apart_are_told(tmp_path: Path) -> None:
+    for name, weights in (("a", "11"), ("b", "11"), ("c", "22")):
+        write(tmp_path / name, strength=float(ord(name)))
+        yardstick = {"reference_classifier": "aa", "held_out_accuracy": 0.9, "weights": weights}
+        (tmp_path / name / "yardstick.json").write_text(json.dumps(yardstick))
+    assert not Comparison.of([tmp_path / "a", tmp_path / "b"]).warnings
+    (said,) = Comparison.of([tmp_path]).warnings
+    assert "trained apart" in said
 
 
 def test_the_summary_has_each_figure_with_its_interval(tmp_path: Path) -> None:

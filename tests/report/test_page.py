@@ -2,13 +2,17 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
+import torch
 
+from cl_diffusion.callbacks.diagnostics.sample_grid import log_grid
 from cl_diffusion.report.page import write_report
 from cl_diffusion.report.pictures import embedded
 from tests.report.runs import HOSTILE, picture, write
@@ -104,6 +108,36 @@ def test_the_numbers_are_those_of_the_file(page: str) -> None:
     words = " ".join(Elements(page).words.split())
     assert "finetune 1 0.7 0.2 -0.3 0.6 0.9" in words  # (.5 + .7 + .9) / 3, (.4 + .2) / 3, -.6 / 2, (.5 + .7) / 2, .9
     assert "ewc 2 0.71 ± 0.13 0.2 ± 0" in words  # t_{.975, 1} = 12.7 times .0141 / sqrt(2)
+
+
+def test_every_session_of_a_run_is_told(tmp_path: Path) -> None:
+    record = json.loads((write(tmp_path / "one") / "run.json").read_text())
+    (session,) = record["sessions"]
+    killed = {**session, "command": "the first command", "ended": None, "outcome": None}
+    again = {**session, "command": "the second command"}
+    (tmp_path / "one" / "run.json").write_text(json.dumps({"sessions": [killed, again]}))
+    write_report([tmp_path / "one"], tmp_path / "report.html")
+    words = Elements((tmp_path / "report.html").read_text()).words
+    assert "session 1 of 2" in words
+    assert "the first command" in words
+    assert "the second command" in words
+
+
+def test_rows_of_samples_are_named_where_the_picture_says_them(tmp_path: Path) -> None:
+    folder = write(tmp_path / "one", tasks=1)
+    images, labels = torch.zeros(6, 1, 4, 4), torch.tensor([3, 3, 8, 8, 9, 9])
+    log_grid(SimpleNamespace(loggers=[]), images, labels, folder / "samples" / "after_task_1.png")  # type: ignore[arg-type]
+    write_report([folder], tmp_path / "report.html")
+    every = [str(a["alt"]) for a in Elements((tmp_path / "report.html").read_text()).all("img")]
+    (generated,) = [alt for alt in every if alt.startswith("Images generated")]
+    assert generated.endswith("a row a class: 3, 8, 9")
+
+
+def test_what_a_figure_is_does_not_depend_on_the_metric_that_comes_first(page: str) -> None:
+    words = " ".join(Elements(page).words.split())
+    explained = words[words.index("What the figures are") :][:900]
+    assert "Higher is better" not in explained
+    assert "whether higher (↑) or lower (↓) is better" in explained
 
 
 def test_no_word_of_a_run_is_more_than_a_word(tmp_path: Path) -> None:

@@ -176,6 +176,11 @@ class ContinualMetrics(TaskCallback):
             track=lambda items, description: track(trainer, items, description),
             known=self._judges,
         )
+        if self._judges and reference.digest not in self._judges:
+            rank_zero_warn(
+                "the checkpoint's figures were judged by the reference classifier of other data or settings: those of "
+                "the tasks before do not compare with what follows"
+            )
         self._judges = {reference.digest: reference.weights}
         accuracy = f"held-out accuracy {reference.held_out_accuracy:.3f}"
         rank_zero_info(f"reference classifier ({reference.origin}): {accuracy}")
