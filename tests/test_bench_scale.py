@@ -157,9 +157,9 @@ def test_hours_are_forward_passes_over_the_assumed_rate_and_do_not_know_how_many
     assert dearer > 1.5 * usual
 
 
-def test_a_part_that_does_not_fit_says_so_and_fits_a_larger_gpu(bill: Any) -> None:
-    name = "penalty: rank one, separate"
-    verdicts = {size: {line[0]: line[3] for line in bill(gpu_gb=size).lines()} for size in (80.0, 800.0)}
+def test_a_part_that_does_not_fit_says_so_and_fits_a_larger_gpu(bill: Any, tools: Any) -> None:
+    name, lines = "penalty: rank one, separate", tools("scale_bill_lines").lines
+    verdicts = {size: {line[0]: line[3] for line in lines(bill(gpu_gb=size))} for size in (80.0, 800.0)}
     assert verdicts[80.0][name] == "DOES NOT FIT"
     assert verdicts[800.0][name] == "yes"
     assert bill(gpu_gb=80.0).chunk() == 15

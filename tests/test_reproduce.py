@@ -6,10 +6,12 @@ import csv
 import importlib
 import json
 import os
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from cl_diffusion.cli import main as command_line
 from cl_diffusion.linalg import LowRank, Quadratic
 from cl_diffusion.metrics.continual_matrix import ContinualMatrix
+from cl_diffusion.report.figures import draw_front
+from cl_diffusion.report.run import Run
 from tests.tiny import configuration
 
 ROOT = Path(__file__).parents[1]
@@ -40,21 +44,17 @@ class DiesOnce(Callback):
 
 @pytest.fixture(scope="module")
 def tools() -> Iterator[Any]:
-    """The modules of the tool, as it imports them."""
+    """Modules of the tool, by name, as it imports them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ROOT / "tools"))
-        yield (
-            importlib.import_module("reproduce"),
-            importlib.import_module("outcomes"),
-            importlib.import_module("presets"),
-        )
+        yield importlib.import_module
 
 
-def run(tool: Any, monkeypatch: pytest.MonkeyPatch, *words: str) -> Any:
+def run(tools: Any, monkeypatch: pytest.MonkeyPatch, *words: str) -> Any:
     """The exit code, or the message."""
     monkeypatch.setattr(sys, "argv", ["reproduce.py", *words])
     with pytest.raises(SystemExit) as exit_:
-        tool.main()
+        tools("reproduce").main()
     return exit_.value.code
 
 
@@ -62,7 +62,7 @@ def run(tool: Any, monkeypatch: pytest.MonkeyPatch, *words: str) -> Any:
 def test_a_matrix_goes_on_where_it_stopped(
     tools: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tool, _, presets = tools
+    presets = tools("presets")
     (folder / "method").mkdir()
     configuration(folder, strength=None).rename(folder / "base.yaml")
     (folder / "method" / "finetune.yaml").write_text((ROOT / "configs/method/finetune.yaml").read_text())
@@ -70,12 +70,12 @@ def test_a_matrix_goes_on_where_it_stopped(
     dying = {"class_path": "tests.test_reproduce.DiesOnce", "init_args": {"marker": str(folder / "died")}}
     rank1["trainer"]["callbacks+"].insert(0, dying)
     (folder / "method" / "ewc_rank1.yaml").write_text(yaml.safe_dump(rank1))
-    monkeypatch.setattr(tool, "CONFIGS", folder)
-    monkeypatch.setitem(tool.PRESETS, "tiny", presets.Preset(("base",), published={"distillation": (1.0, 2.0)}))
+    monkeypatch.setattr(tools("cells"), "CONFIGS", folder)
+    monkeypatch.setitem(presets.PRESETS, "tiny", presets.Preset(("base",), published={"distillation": (1.0, 2.0)}))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     command = ["tiny", "--out", "out", "--methods", "finetune", "rank1", "--seeds", "4", "--jobs", "2"]
 
-    assert run(tool, monkeypatch, *command) == 1
+    assert run(tools, monkeypatch, *command) == 1
     output = capsys.readouterr()
     assert "finished finetune, seed 4" in output.out
     assert f"failed: rank1, seed 4; see {Path('out/tiny/rank1/seed_4.log')}" in output.err
@@ -83,7 +83,7 @@ def test_a_matrix_goes_on_where_it_stopped(
     assert not (cells["rank1"] / "finished").exists()
     written = (cells["finetune"] / "continual.csv").stat().st_mtime_ns
 
-    assert run(tool, monkeypatch, *command) == 0
+    assert run(tools, monkeypatch, *command) == 0
     assert "finetune" not in capsys.readouterr().out.split("|")[0]
     assert (cells["finetune"] / "continual.csv").stat().st_mtime_ns == written
     commands = [
@@ -98,24 +98,24 @@ def test_a_matrix_goes_on_where_it_stopped(
     assert {(r["method"], r["figure"]) for r in records} >= {("rank1", "AFID"), ("finetune", "plasticity")}
     assert Path("out/tiny/front.png").stat().st_size > 1000
 
-    monkeypatch.setattr(tool.subprocess, "Popen", None)  # all is finished: nothing is started
-    assert run(tool, monkeypatch, *command) == 0
-    refused = run(tool, monkeypatch, *command, "--trainer.max_steps=1")
+    monkeypatch.setattr(subprocess, "Popen", None)  # all is finished: nothing is started
+    assert run(tools, monkeypatch, *command) == 0
+    refused = run(tools, monkeypatch, *command, "--trainer.max_steps=1")
     assert "finetune, seed 4 was run with another configuration: --trainer.max_steps=1 (now)" in refused
     assert "name another --out" in refused
     before = (folder / "method" / "ewc_rank1.yaml").read_text()
     (folder / "method" / "ewc_rank1.yaml").write_text(before.replace("15000.0", "1.0"))
-    refused = run(tool, monkeypatch, *command)
+    refused = run(tools, monkeypatch, *command)
     assert "rank1, seed 4 was run with another configuration: the content of method/ewc_rank1; name another" in refused
     (folder / "method" / "ewc_rank1.yaml").write_text(f"# said anew\n{before}")
     (cells["rank1"] / "yardstick.json").write_text(
         '{"reference_classifier": "b", "held_out_accuracy": 1, "inception": false}'
     )
-    assert "judged by 2 different reference classifiers" in run(tool, monkeypatch, *command)
+    assert "judged by 2 different reference classifiers" in run(tools, monkeypatch, *command)
 
 
-def outcome(outcomes: Any, agreement: list[list[float]], *, inception: bool = False, shift: float = 0.0) -> Any:
-    """Of rows after each task, one figure a task seen; distances are 100 (1 - agreement), Inception's tenfold."""
+def measured(agreement: list[list[float]], *, inception: bool = False, shift: float = 0.0) -> Run:
+    """A run, of rows after each task, one figure a task seen; distances are 100 (1 - it), Inception's tenfold."""
     matrices = {
         "class_agreement": ContinualMatrix("class_agreement", True),
         "denoising_loss": ContinualMatrix("denoising_loss", False),
@@ -131,16 +131,16 @@ def outcome(outcomes: Any, agreement: list[list[float]], *, inception: bool = Fa
             if inception:
                 matrices["inception_distance"].record(after, task, 1000 * (1 - value))
     yardstick = {"reference_classifier": "a", "held_out_accuracy": 0.9, "inception": inception}
-    return outcomes.Outcome(matrices, yardstick)
+    return Run(Path("run"), "run", {}, matrices, yardstick, [], {}, [], [], [], {})
 
 
 KEPT, LOST = [[0.9], [0.8, 0.9], [0.6, 0.7, 0.5]], [[0.9], [0.4, 1.0], [0.1, 0.3, 0.8]]
 
 
 def test_the_figures_are_those_of_the_matrix(tools: Any) -> None:
-    _, outcomes, presets = tools
-    rows = {"finetune": {0: outcome(outcomes, LOST)}, "rank1": {0: outcome(outcomes, KEPT)}}
-    found = outcomes.Comparison(rows, presets.PRESETS["digits"], "finetune")
+    table, presets = tools("methods_on_seeds").MethodsOnSeeds, tools("presets").PRESETS
+    rows = {"finetune": {0: measured(LOST)}, "rank1": {0: measured(KEPT)}}
+    found = table(rows, presets["digits"], "finetune")
     expected = {
         "AFID": 40.0,
         "forgetting": (30 + 20 + 0) / 3,
@@ -152,18 +152,18 @@ def test_the_figures_are_those_of_the_matrix(tools: Any) -> None:
     assert found.differences("rank1", "class agreement") == pytest.approx([0.2])
     assert found.differences("finetune", "class agreement") == []
     assert "own classifier, not FID" in found.markdown()
-    errors = outcomes.Comparison(rows, presets.PRESETS["iewc"], "finetune")
+    errors = table(rows, presets["iewc"], "finetune")
     expected = {"old error": 0.35, "forgetting": 0.25, "new error": 0.5}
     assert {title: errors.values("rank1", title)[0] for title in expected} == pytest.approx(expected)
 
 
 def test_means_are_over_seeds_and_differences_on_the_same_ones(tools: Any) -> None:
-    _, outcomes, presets = tools
+    table, presets = tools("methods_on_seeds").MethodsOnSeeds, tools("presets").PRESETS
     rows = {
-        "finetune": {0: outcome(outcomes, LOST), 1: outcome(outcomes, LOST, shift=0.1)},
-        "rank1": {seed: outcome(outcomes, KEPT, shift=shift) for seed, shift in enumerate((0.0, 0.2, 0.3))},
+        "finetune": {0: measured(LOST), 1: measured(LOST, shift=0.1)},
+        "rank1": {seed: measured(KEPT, shift=shift) for seed, shift in enumerate((0.0, 0.2, 0.3))},
     }
-    found = outcomes.Comparison(rows, presets.PRESETS["digits"], "finetune")
+    found = table(rows, presets["digits"], "finetune")
     assert found.differences("rank1", "class agreement") == pytest.approx([0.2, 0.3])
     (record,) = [r for r in found.records() if (r["method"], r["figure"]) == ("rank1", "retention")]
     assert record["mean"] == pytest.approx(0.65 + 0.5 / 3)
@@ -173,32 +173,56 @@ def test_means_are_over_seeds_and_differences_on_the_same_ones(tools: Any) -> No
 
 
 def test_features_are_never_mixed(tools: Any) -> None:
-    _, outcomes, presets = tools
-    with_it, without = outcome(outcomes, KEPT, inception=True), outcome(outcomes, LOST)
-    preset = presets.PRESETS["mnist"]
-    both = outcomes.Comparison({"rank1": {0: with_it}, "finetune": {0: without}}, preset, "finetune")
+    table, presets = tools("methods_on_seeds").MethodsOnSeeds, tools("presets").PRESETS
+    with_it, without = measured(KEPT, inception=True), measured(LOST)
+    preset = presets["mnist"]
+    both = table({"rank1": {0: with_it}, "finetune": {0: without}}, preset, "finetune")
     assert both.values("rank1", "AFID") == pytest.approx([40.0])
     assert "and not with published ones" in both.markdown()
-    alone = outcomes.Comparison({"rank1": {0: with_it}}, preset, "finetune")
+    alone = table({"rank1": {0: with_it}}, preset, "finetune")
     assert alone.values("rank1", "AFID") == pytest.approx([400.0])
     assert "2048 Inception features (FID)" in alone.markdown()
     assert "| rank1 | 1 | 400 | 65.2 |" in alone.markdown()
     assert "| rank1+distillation | 0 |  | 7.6 |  | 0.6 |" in alone.markdown()
-    swept = outcomes.Comparison({"distillation+rank1, strength 10000": {0: with_it}}, preset, "finetune").markdown()
+    swept = table({"distillation+rank1, strength 10000": {0: with_it}}, preset, "finetune").markdown()
     assert "| distillation+rank1, strength 10000 | 1 | 400 | 7.6 |" in swept
     assert "| rank1+distillation |" not in swept
 
 
 def test_runs_of_different_lengths_are_not_compared(tools: Any) -> None:
-    _, outcomes, presets = tools
-    rows = {"rank1": {0: outcome(outcomes, KEPT)}, "finetune": {0: outcome(outcomes, LOST[:2])}}
+    table, presets = tools("methods_on_seeds").MethodsOnSeeds, tools("presets").PRESETS
+    rows = {"rank1": {0: measured(KEPT)}, "finetune": {0: measured(LOST[:2])}}
     with pytest.raises(ValueError, match="ended after \\[2, 3\\] tasks"):
-        outcomes.Comparison(rows, presets.PRESETS["digits"], "finetune")
+        table(rows, presets["digits"], "finetune")
+
+
+def test_a_run_that_has_measured_nothing_is_named(tools: Any) -> None:
+    rows = {"rank1": {0: replace(measured(KEPT), matrices={}, folder=Path("rank1/seed_0"))}}
+    with pytest.raises(ValueError, match="rank1/seed_0: no continual.csv"):
+        tools("methods_on_seeds").MethodsOnSeeds(rows, tools("presets").PRESETS["digits"], "finetune")
+
+
+def test_the_strengths_of_a_method_are_one_line_of_the_picture(
+    tools: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool, drawn = tools("methods_on_seeds"), {}
+    monkeypatch.setattr(tool, "draw_front", lambda *given: drawn.update(given[0]) or draw_front(*given))
+    both = {seed: measured(LOST, shift=seed / 10) for seed in (0, 1)}
+    rows = {"rank1, strength 1500": both, "finetune": {0: measured(KEPT)}, "rank1, strength 150": both}
+    tool.draw(tool.MethodsOnSeeds(rows, tools("presets").PRESETS["digits"], "finetune"), tmp_path / "front.png", "$")
+    assert (tmp_path / "front.png").stat().st_size > 1000
+    assert {method: [point.beside for point in of] for method, of in drawn.items()} == {
+        "rank1": ["150", "1500"],
+        "finetune": [""],
+    }
+    (x, x_error), (y, y_error), _ = drawn["rank1"][0]
+    assert (x, x_error, y, y_error) == pytest.approx((0.95, 0.05, 0.25, 0.05))
+    assert [half for _, half in drawn["finetune"][0][:2]] == [None, None]
 
 
 def test_other_files_and_other_orders_are_other_cells(tools: Any, folder: Path) -> None:
-    tool, _, presets = tools
-    cell, preset, one = tool.Cell("finetune", None, 0), presets.Preset(("base",)), folder / "one.yaml"
+    tool = tools("cells")
+    cell, preset, one = tool.Cell("finetune", None, 0), tools("presets").Preset(("base",)), folder / "one.yaml"
     one.write_text("seed_everything: 1\n")
     words = ["-c", str(one), "--data.batch_size=4", "--data.batch_size=8"]
     marker = cell.folder(folder) / tool.FINISHED
@@ -213,11 +237,18 @@ def test_other_files_and_other_orders_are_other_cells(tools: Any, folder: Path) 
 
 
 def test_an_argument_may_be_spelled_in_two_ways(tools: Any) -> None:
-    assert tools[0]._joined(["--a", "1", "--b=2", "--c", "--d", "-3"]) == ["--a=1", "--b=2", "--c", "--d", "-3"]
+    joined = tools("reproduce")._joined(["--a", "1", "--b=2", "--c", "--d", "-3"])
+    assert joined == [
+        "--a=1",
+        "--b=2",
+        "--c",
+        "--d",
+        "-3",
+    ]
 
 
 def test_a_method_is_named_by_its_parts(tools: Any) -> None:
-    _, _, presets = tools
+    presets = tools("presets")
     assert all((ROOT / "configs" / f"{file}.yaml").is_file() for file in presets.PARTS.values())
     assert presets.parts("kronecker+buffer") == ["buffer", "kronecker"]
     for wrong in ("rank2", "rank1+diagonal", "buffer+distillation", "joint+rank1", ""):
@@ -233,7 +264,7 @@ def test_what_makes_no_sense_is_refused_before_anything_runs(
         ("--against", "buffer"): "--against 'buffer'; expected a row of the table",
         ("--jobs", "0"): "--jobs 0; expected at least 1",
     }.items():
-        assert run(tools[0], monkeypatch, "digits", *words) == 2
+        assert run(tools, monkeypatch, "digits", *words) == 2
         assert message in capsys.readouterr().err
 
 
@@ -242,20 +273,21 @@ def test_a_cell_is_run_by_one_process_at_a_time_and_a_terminated_one_is_not_fini
     tools: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The process keeps the lock though the one that started it is gone."""
-    tool, _, presets = tools
+    preset = tools("presets").Preset(("base",))
     (folder / "method").mkdir()
     configuration(folder, strength=None, epochs_per_task=500).rename(folder / "base.yaml")
     (folder / "method" / "finetune.yaml").write_text("trainer:\n  callbacks+: []\n")
-    monkeypatch.setattr(tool, "CONFIGS", folder)
+    monkeypatch.setattr(tools("cells"), "CONFIGS", folder)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    cell, matrix = tool.Cell("finetune", None, 0), tool.Matrix(presets.Preset(("base",)), [], Path("out"), 1)
+    make = tools("cells_in_processes").CellsInProcesses
+    cell, matrix = tools("cells").Cell("finetune", None, 0), make(preset, [], Path("out"), 1)
     thread = threading.Thread(target=matrix.run, args=([cell],))
     thread.start()
     metrics = cell.folder(Path("out")) / "metrics.csv"
     deadline = time.monotonic() + 120
     while not metrics.exists() and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert tool.Matrix(presets.Preset(("base",)), [], Path("out"), 1).run([cell]) == [cell]
+    assert make(preset, [], Path("out"), 1).run([cell]) == [cell]
     assert "finetune, seed 0 is being run by another process" in capsys.readouterr().out
     assert metrics.exists()
     for process in list(matrix.running):
@@ -276,8 +308,7 @@ PUBLISHED = {
 
 @pytest.mark.parametrize(("preset", "method"), PUBLISHED)
 def test_a_cell_is_what_was_published(tools: Any, preset: str, method: str, capsys: pytest.CaptureFixture[str]) -> None:
-    tool, _, presets = tools
-    words = tool.Cell(method, None, 5).command(presets.PRESETS[preset], [], Path("out"))[3:]
+    words = tools("cells").Cell(method, None, 5).command(tools("presets").PRESETS[preset], [], Path("out"))
     with pytest.raises(SystemExit):
         command_line([*words, "--print_config"])
     config = yaml.safe_load(capsys.readouterr().out)

@@ -19,8 +19,15 @@ from typing import Any
 
 import torch
 import torch.multiprocessing as mp
+from fisher_loops import (
+    LOOPED,
+    loss,
+    ordinary,
+    squared_batch_gradient,
+    squares_one_by_one,
+    two_passes_one_by_one,
+)
 from side_by_side import alternating, environment
-from torch import Tensor
 
 from cl_diffusion import DDPM
 from cl_diffusion.diffusion import DrawnBatch, SNRBands, quantile_bands
@@ -36,7 +43,6 @@ from cl_diffusion.fisher import (
     estimate,
 )
 from cl_diffusion.keys import derive_keys
-from cl_diffusion.linalg import parameters
 
 NETWORKS: dict[str, tuple[int, tuple[int, ...]]] = {
     "32x32, widths 40-80": (32, (40, 80)),
@@ -45,8 +51,6 @@ NETWORKS: dict[str, tuple[int, tuple[int, ...]]] = {
     "8x8, widths 40-80": (8, (40, 80)),
     "8x8, widths 32-64": (8, (32, 64)),
 }
-LOOPED = 16
-"""Samples that the loops over batches of one are timed on; their cost a sample does not depend on how many."""
 
 
 def network(name: str) -> DDPM:
@@ -71,11 +75,6 @@ def network(name: str) -> DDPM:
     )
 
 
-def loss(model: Any, batch: DrawnBatch) -> Tensor:
-    """One entry a sample."""
-    return model.per_sample_loss(batch)
-
-
 def drawn_batches(model: DDPM, size: int, samples: int, batch_size: int) -> list[DrawnBatch]:
     """Images of noise: the cost does not depend on what they show."""
     generator = torch.Generator().manual_seed(0)
@@ -84,49 +83,6 @@ def drawn_batches(model: DDPM, size: int, samples: int, batch_size: int) -> list
     keys = derive_keys(0, torch.arange(samples))
     parts = zip(images.split(batch_size), labels.split(batch_size), keys.split(batch_size), strict=True)
     return [model.draw((x, y), k) for x, y, k in parts]
-
-
-def ordinary(model: DDPM, batches: list[DrawnBatch]) -> None:
-    """(a): the gradients of a training epoch."""
-    for batch in batches:
-        model.zero_grad()
-        loss(model, batch).mean().backward()
-
-
-def squared_batch_gradient(model: DDPM, batches: list[DrawnBatch]) -> None:
-    """(d): the square of each batch's mean gradient."""
-    total = {n: torch.zeros_like(p) for n, p in model.named_parameters()}
-    for batch in batches:
-        model.zero_grad()
-        loss(model, batch).mean().backward()
-        for name, parameter in model.named_parameters():
-            total[name] += parameter.grad.square()
-
-
-def batches_of_one(model: DDPM, batches: list[DrawnBatch], use: Callable[[dict[str, Tensor]], None]) -> None:
-    """(b): a backward a sample."""
-    seen = 0
-    for batch in batches:
-        for row in range(len(batch.images)):
-            if seen == LOOPED:
-                return
-            seen += 1
-            model.zero_grad()
-            loss(model, DrawnBatch(*(field[row : row + 1] for field in batch))).sum().backward()
-            use({n: p.grad for n, p in model.named_parameters()})
-
-
-def squares_one_by_one(model: DDPM, batches: list[DrawnBatch]) -> None:
-    """(b) for the diagonal."""
-    total = {n: torch.zeros_like(p) for n, p in model.named_parameters()}
-    batches_of_one(model, batches, lambda g: [total[n].add_(x.square()) for n, x in g.items()])  # type: ignore[arg-type, return-value]
-
-
-def two_passes_one_by_one(model: DDPM, batches: list[DrawnBatch]) -> None:
-    """(c): the mean gradient, then every sample's projection on it."""
-    mean = {n: torch.zeros_like(p) for n, p in model.named_parameters()}
-    batches_of_one(model, batches, lambda g: [mean[n].add_(x) for n, x in g.items()])  # type: ignore[arg-type, return-value]
-    batches_of_one(model, batches, lambda g: parameters.inner(g, mean).square())  # type: ignore[arg-type, return-value]
 
 
 def estimators(model: DDPM) -> dict[str, FisherEstimator]:

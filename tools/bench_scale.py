@@ -28,7 +28,8 @@ import scale_passes
 import scale_processes
 import scale_stream
 from rich.table import Table
-from scale_bill import HEAD, Bill
+from scale_bill import Bill
+from scale_bill_lines import HEAD, lines
 from scale_growth import Growth
 from scale_passes import QUICK, Sizes
 from scale_scenarios import SCENARIOS, Assumptions
@@ -94,7 +95,7 @@ def show_bill(bill: Bill) -> None:
         f"{network.flop / 1e9:.0f} GFLOP a forward of an image; {bill.mine:g} images of a step on a GPU, at most "
         f"{bill.largest_batch()}; per-sample gradients that fit at once (vmap): {bill.chunk()}"
     )
-    shown(title, HEAD, bill.lines())
+    shown(title, HEAD, lines(bill))
 
 
 def assumptions(parser: argparse.ArgumentParser) -> None:

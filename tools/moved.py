@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from outcomes import Outcome
 from tables import interval, table
 
 from cl_diffusion.linalg import LowRank, Parameters, Quadratic, parameters
+from cl_diffusion.report.run import Run
 
 TENTHS = ("ratio where |u| is least", "where it is middling", "where it is most")
 HEAD = ("|D|", "|P D|", "|P D| of fine-tuning", *TENTHS, "retention")
@@ -76,7 +76,7 @@ def row(name: str, runs: list[Path], beside: Path) -> list[str]:
     for run in runs:
         moved, directions = displacement(run), held(run)
         found["|D|"].append(float(parameters.norm(moved)))
-        found["retention"].append(Outcome.of(run).matrices["class_agreement"].retention())
+        found["retention"].append(Run.read(run).matrices["class_agreement"].retention())
         if directions:
             found["|P D|"].append(within(moved, directions))
         if directions and (beside / run.name / "finished").exists():

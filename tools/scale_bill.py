@@ -183,29 +183,6 @@ class Bill:
         watched = self.unit_bytes * self.network.units
         yield Part("reset statistics", watched, host=watched, disk=watched, with_step=True)
 
-    def lines(self) -> list[list[str]]:
-        """For a table: GPU of the part, with everything, fits, sharded, GPU-hours, of training, host, disk."""
-        parts = self.parts()
-        training = parts[0].hours
-        return [self._line(part, training) for part in parts]
-
-    def _line(self, part: Part, training: float) -> list[str]:
-        verdict = "" if not part.gpu else "yes" if self.fits(part) else "DOES NOT FIT"
-        able = part.shards or part.whole
-        sharded = f"{self.needed(part, True) / GB:.3g}" + ("" if self.fits(part, True) else " (no)") if able else ""
-        return [
-            part.name,
-            told(part.gpu / GB),
-            told(self.needed(part) / GB) if part.gpu else "",
-            verdict,
-            sharded,
-            told(part.hours / self.scenario.tasks),
-            told(part.hours),
-            f"{part.hours / training:.1%}" if part.hours else "",
-            told(part.host / GB),
-            told(part.disk / GB),
-        ]
-
     def record(self) -> dict[str, Any]:
         """For JSON."""
         parts = [
@@ -224,22 +201,3 @@ class Bill:
             "largest_batch": self.largest_batch(),
             "parts": parts,
         }
-
-
-HEAD = [
-    "part",
-    "GB on GPU",
-    "all on it",
-    "fits",
-    "if sharded",
-    "GPU-h a task",
-    "a stream",
-    "of training",
-    "host GB",
-    "disk GB",
-]
-
-
-def told(value: float) -> str:
-    """Three digits; nothing of nothing."""
-    return "" if not value else f"{value:,.0f}" if value >= 99.5 else f"{value:.2g}"

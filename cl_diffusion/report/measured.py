@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from cl_diffusion.metrics.continual_matrix import ContinualMatrix
 from cl_diffusion.report.comparison import Comparison
-from cl_diffusion.report.figures import draw_averages, draw_curves, draw_front, draw_matrices
+from cl_diffusion.report.figures import Point, draw_averages, draw_curves, draw_front, draw_matrices
 from cl_diffusion.report.seeds import mean_and_half_width, told
 from cl_diffusion.report.summary import ABOUT, first_capital, named, values
 from cl_diffusion.report.svg import Drawings
@@ -40,12 +40,14 @@ def front(comparison: Comparison, drawings: Drawings) -> tuple[str, Markup] | No
         for method in comparison.methods:
             both = values(method, metric, "plasticity"), values(method, metric, "retention")
             if all(both):
-                points[method.said] = mean_and_half_width(both[0]), mean_and_half_width(both[1])
+                points[method.said] = Point(mean_and_half_width(both[0]), mean_and_half_width(both[1]))
         if len(points) > 1:
-            told_points = "; ".join(f"{label}: {told(*x)} and {told(*y)}" for label, (x, y) in points.items())
-            return named(metric), drawings.svg(
-                draw_front(points, named(metric)), f"Plasticity and retention. {told_points}"
+            name = named(metric)
+            drawn = draw_front(
+                {label: [point] for label, point in points.items()}, f"plasticity ({name})", f"retention ({name})"
             )
+            told_points = "; ".join(f"{label}: {told(*x)} and {told(*y)}" for label, (x, y, _) in points.items())
+            return name, drawings.svg(drawn, f"Plasticity and retention. {told_points}")
     return None
 
 

@@ -496,7 +496,7 @@ def test_another_network_s_checkpoint_is_refused(tmp_path: Path) -> None:
 def test_a_single_unit_that_never_fires_is_learned_after_a_reset_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Law 7, as ``tools/bench_plasticity.py relu`` runs it: the first six of its targets."""
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "tools"))
-    from bench_plasticity import single_relus
+    from single_relu import single_relus
 
     for name in ("none", "L2", "L2 towards the initial weights"):
         assert [(error < 1e-2, fires) for error, fires in single_relus(name, range(6))] == [(False, False)] * 6
