@@ -50,16 +50,16 @@ def test_audits_of_several_seeds_make_means_and_what_is_not_known_is_in_brackets
     zero, one = (str(folder / f"run_{seed}/audit/after_task_1/audit.json") for seed in (0, 1))
     run("audit_table", monkeypatch, zero, one)
     told = capsys.readouterr().out
-    assert "| low | 0.6 +- 0.1 |" in told
+    assert "| low | 0.60 +- 0.10 |" in told
     assert "(0.9 +- 0)" in told
     assert r"| low, r = 0.01 \|theta\| | 1 +- 0 |" in told
-    assert "| low | 0.3 +- 0.1 |" in told
+    assert "| low | 0.30 +- 0.10 |" in told
     assert "| low | none |" in told  # no bound holds in one of the two
     assert "Damage to task 1" in told
     run("audit_table", monkeypatch, one)
     told = capsys.readouterr().out
-    assert "| low | 0.7 +- 0.051 |" in told  # of one audit, over samples
-    assert "| low | 0.95 +- 0.051 |" in told
+    assert "| low | 0.700 +- 0.051 |" in told  # of one audit, over samples
+    assert "| low | 0.950 +- 0.051 |" in told
     content = json.loads(Path(one).read_text())
     same = written("run_1/other", content)
     without = written("run_2/audit", {**content, "damage": {}})

@@ -76,7 +76,7 @@ def test_a_line_of_the_table_has_means_with_their_errors_over_seeds(tool: Module
     rows = [row(seed=0), row(seed=1, accuracy=[[0.9], [0.65, 0.7]], peak_mib=950.0)]
     (line,) = tool.lines_of(rows)
     assert len(line) == len(tool.HEAD)
-    assert line[:5] == ["ewc", OWN, "10", "0.625 +- 0.05", "0.175 +- 0.05"]
+    assert line[:5] == ["ewc", OWN, "10", "0.625 +- 0.050", "0.175 +- 0.050"]
     assert line[7] == ""  # no pass over the data
     assert line[8] == "950 (800)"
     assert " + " in line[9]

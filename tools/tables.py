@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cl_diffusion.report.seeds import plain
+from cl_diffusion.report import seeds
 
 
 def standard_error(values: Sequence[float]) -> float | None:
@@ -16,8 +16,8 @@ def standard_error(values: Sequence[float]) -> float | None:
 
 
 def told(value: float, error: float | None) -> str:
-    """The value in three digits, plus or minus its standard error in two."""
-    return plain(value, 3) + ("" if error is None else f" +- {plain(error, 2)}")
+    """The value, plus or minus its standard error, in the digits that a report has."""
+    return seeds.told(value, error).replace("±", "+-")
 
 
 def interval(values: Sequence[float]) -> str:
