@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from cl_diffusion.fisher.batch import batch_size
-from cl_diffusion.fisher.gradient import Loss
+from cl_diffusion.fisher.losses import Loss
 from cl_diffusion.fisher.population import Draw, Population, Rows, select
 from cl_diffusion.fisher.undisturbed import undisturbed
 from cl_diffusion.linalg import Operator, Parameters, parameters

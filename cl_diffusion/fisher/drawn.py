@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cl_diffusion.fisher.gradient import LossGradients, taken_by
+from cl_diffusion.fisher.gradient import LossGradients
+from cl_diffusion.fisher.losses import taken_by
 from cl_diffusion.fisher.population import Population, Rows, select
 from cl_diffusion.fisher.residual import Expectation, Residual
 from cl_diffusion.fisher.sample_loss import Inputs

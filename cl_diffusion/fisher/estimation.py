@@ -11,7 +11,7 @@ from torch import nn
 
 from cl_diffusion.fisher.criterion import OutputLoss
 from cl_diffusion.fisher.estimator import FisherEstimator
-from cl_diffusion.fisher.gradient import Loss
+from cl_diffusion.fisher.losses import Loss
 from cl_diffusion.fisher.population import Draw, Population
 from cl_diffusion.fisher.undisturbed import undisturbed
 from cl_diffusion.linalg import Operator, Provenance

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from cl_diffusion.fisher.batch import a_few, batch_size, described, reseed
+from cl_diffusion.fisher.batch import a_few, batch_size, reseed
 from cl_diffusion.fisher.capture import visit_layers
 from cl_diffusion.fisher.layers import LayerGradients
 from cl_diffusion.fisher.layers.layer import in_single
+from cl_diffusion.fisher.losses import Loss, Losses, taken_by
 from cl_diffusion.fisher.per_sample import by_backward, by_vmap
 from cl_diffusion.fisher.sharded import backward_sums, require_means
+from cl_diffusion.fisher.verified_layers import VerifiedLayers
 from cl_diffusion.linalg import Parameters, parameters
 from cl_diffusion.linalg.shards import is_sharded
-
-Loss = Callable[[Any, Any], Tensor]
 
 
 class LossGradients:
@@ -73,12 +71,11 @@ class LossGradients:
         if chunk_size is not None and chunk_size < 1:
             raise ValueError(f"chunk_size={chunk_size!r}; expected at least 1 sample, or None")
         self._model = model
-        self._losses = _Losses(model, loss)
+        self._losses = Losses(model, loss)
         self._given_chunk_size = chunk_size
         self._memory_budget = memory_budget
         self._singly = getattr(loss, "singly", False)
-        self._by_layer: set[str] = set()
-        self._undecided: set[str] = set(self.parameters)
+        self._verified = VerifiedLayers(model, self.parameters)
 
     @property
     def device(self) -> torch.device:
@@ -164,11 +161,12 @@ class LossGradients:
         """Show the layers whose per-sample gradients were verified, one after the other; the names of all others."""
         if self._singly:
             return frozenset(self.parameters)
-        if self._undecided:
-            self._verify(a_few(batch))
-        if not self._by_layer:
+        if self._verified.undecided:
+            few = a_few(batch)
+            self._verified.decide(few, lambda: self.losses(few), lambda weights: self.summed(few, weights))
+        if not self._verified.names:
             return frozenset(self.parameters)
-        wanted = {name: self.parameters[name] for name in self._by_layer}
+        wanted = {name: self.parameters[name] for name in self._verified.names}
         shown = visit_layers(self._model, lambda: self.losses(batch), wanted, batch_size(batch), visit)
         return frozenset(self.parameters) - shown
 
@@ -182,38 +180,6 @@ class LossGradients:
             for name, total in totals.items():
                 total.add_(g[name][0], alpha=factor)
         return totals
-
-    def _verify(self, batch: Any) -> None:
-        """Decide which parameters go by their layers: where those give what an ordinary backward gives, to rounding.
-
-        A gradient that is hardly there says nothing, and the next batch is asked; except beside a verified one of the
-        same layer, since some are zero for good (a bias before a norm).
-        """
-        weights = torch.rand(batch_size(batch), generator=torch.Generator().manual_seed(0)) * 2 - 1
-        weights = weights.to(self.device, self.dtype)
-        reseed(batch)
-        before = _random_state(self.device)
-        expected = self.summed(batch, weights)
-        draws_for_itself = not torch.equal(before, _random_state(self.device))
-        rounding = torch.finfo(self.dtype).eps ** 0.75  # of what could have been summed: errors are far below it
-        asked = {name: self.parameters[name] for name in self._undecided}
-        seen: set[str] = set()
-
-        def compare(layer: LayerGradients) -> None:
-            bounds, found = layer.bounds(), layer.summed_one_by_one(weights)
-            sizes = {name: float(torch.linalg.vector_norm(expected[name])) for name in found}
-            apart = {name: float(torch.linalg.vector_norm(g - expected[name])) for name, g in found.items()}
-            agree = {name for name in found if apart[name] <= rounding * bounds[name]}
-            sure = {name for name in agree if apart[name] <= 0.05 * sizes[name] and sizes[name] > 0}
-            largest = max((sizes[name] for name in sure), default=0.0)
-            settled = sure | {name for name in agree if sizes[name] < 1e-3 * largest}
-            self._by_layer |= settled
-            seen.update(agree - settled)
-
-        visit_layers(self._model, lambda: self.losses(batch), asked, len(weights), compare)
-        self._undecided = seen
-        if draws_for_itself and self._by_layer != set(self.parameters):
-            self._by_layer, self._undecided = set(), set()  # both ways at once would see different draws
 
     def _summed_entries(
         self, batch: Any, of_layer: Callable[[LayerGradients], Parameters], of_entries: Callable[[Tensor], Tensor]
@@ -241,52 +207,14 @@ class LossGradients:
         return totals
 
     def _call(self, weights: Parameters, batch: Any) -> Tensor:
-        replaced = {} if self.sharded else {f"model.{n}": w for n, w in weights.items()}
-        losses: Tensor = functional_call(self._losses, replaced, (batch,))
-        if losses.shape != (batch_size(batch),):
-            raise ValueError(
-                f"loss(model, batch) has shape {tuple(losses.shape)} on {batch_size(batch)} samples; expected "
-                f"({batch_size(batch)},), one entry a sample: reduce over the elements of each sample, not over samples"
-            )
-        return losses
+        return self._losses.at({} if self.sharded else weights, batch)
 
     def _chunk_size(self, weights: Parameters) -> int:
         bytes_a_sample = sum(p.numel() * p.element_size() for p in weights.values())
         return self._given_chunk_size or max(1, self._memory_budget // max(1, bytes_a_sample))
 
 
-@contextmanager
-def taken_by(model: nn.Module, batch: Any) -> Iterator[None]:
-    """A loss of a batch that is the user's; where the model does not take it, the error says what it holds."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, IndexError) as error:
-        dtype = next(model.parameters()).dtype
-        raise RuntimeError(
-            f"loss(model, batch) fails on a batch of {described(batch)}: {error}; expected what {type(model).__name__} "
-            f"takes, whose parameters are {dtype}: give such batches, or convert them in the loss"
-        ) from error
-
-
-class _Losses(nn.Module):
-    """The losses as the output of a module, so that ``functional_call`` can replace the model's parameters."""
-
-    def __init__(self, model: nn.Module, loss: Loss) -> None:
-        super().__init__()
-        self.model = model
-        self.loss = loss
-
-    def forward(self, batch: Any) -> Tensor:
-        return self.loss(self.model, batch)
-
-
 def _dots(gradients: Parameters, direction: Parameters) -> Tensor:
     """``g_i^T v`` of gradients on a leading axis, float64."""
     dots = [parameters.flat_rows(g) @ direction[name].reshape(-1) for name, g in gradients.items()]
     return torch.stack(dots).sum(0, dtype=torch.float64)
-
-
-def _random_state(device: torch.device) -> Tensor:
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()

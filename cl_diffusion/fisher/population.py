@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from cl_diffusion.fisher.batch import batch_size, has_samples
-from cl_diffusion.fisher.gradient import Loss
+from cl_diffusion.fisher.losses import Loss
 from cl_diffusion.keys import KeyedBatch, derive_keys
 from cl_diffusion.processes import rank, world_size
 

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from cl_diffusion.fisher.drawn import Drawing, Drawn, Importance
 from cl_diffusion.fisher.finite import require_finite
-from cl_diffusion.fisher.gradient import LossGradients, taken_by
+from cl_diffusion.fisher.gradient import LossGradients
 from cl_diffusion.fisher.layers import LayerGradients
+from cl_diffusion.fisher.losses import taken_by
 from cl_diffusion.fisher.population import Population, Rows, regrouped
 from cl_diffusion.fisher.residual import Residual
 from cl_diffusion.fisher.sample_loss import SampleLoss, SampleWeights, Terms

@@ -299,7 +299,7 @@ def test_squares_go_by_each_kind_of_layer_own_way(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(AffineGradients, "of", refuse)
     model, x = nn.Linear(3, 2).double(), normal(SAMPLES, 3)
     gradients = LossGradients(model, lambda m, batch: m(batch).square().sum(1))
-    gradients._by_layer, gradients._undecided = {"weight", "bias"}, set()
+    gradients._verified.names, gradients._verified.undecided = {"weight", "bias"}, set()
     expected = dense_gradients(model, x, lambda m, batch: m(batch).square().sum(1))
     torch.testing.assert_close(parameters.flatten(gradients.summed_squares(x)), expected.square().sum(0))
 

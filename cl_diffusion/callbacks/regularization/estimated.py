@@ -11,7 +11,7 @@ from cl_diffusion.callbacks.regularization.regularizer import Regularizer
 from cl_diffusion.callbacks.regularization.sample_gradients import estimate_on_task, sample_loss
 from cl_diffusion.callbacks.regularization.task_samples import OwnSamples, TaskSamples
 from cl_diffusion.fisher import FisherEstimator
-from cl_diffusion.fisher.gradient import Loss
+from cl_diffusion.fisher.losses import Loss
 from cl_diffusion.linalg import Diagonal, Identity, LowRank, Operator
 
 

@@ -13,7 +13,7 @@ from cl_diffusion.callbacks.regularization.estimated import EstimatedImportance
 from cl_diffusion.callbacks.regularization.regularizer import Mode
 from cl_diffusion.callbacks.regularization.strength import Strength
 from cl_diffusion.fisher import OutputLoss, OutputSensitivity, SquaredOutput
-from cl_diffusion.fisher.gradient import Loss
+from cl_diffusion.fisher.losses import Loss
 from cl_diffusion.linalg import Memory
 
 

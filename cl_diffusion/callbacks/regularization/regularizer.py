@@ -26,7 +26,7 @@ from cl_diffusion.callbacks.regularization.stability import diverging
 from cl_diffusion.callbacks.regularization.strength import Strength, as_strength
 from cl_diffusion.callbacks.task import TaskCallback
 from cl_diffusion.fisher import FisherEstimator
-from cl_diffusion.fisher.gradient import Loss
+from cl_diffusion.fisher.losses import Loss
 from cl_diffusion.fisher.sharded import reshard
 from cl_diffusion.linalg import Memory, Operator, Parameters, Penalty, Quadratic, parameters
 from cl_diffusion.phases import phase

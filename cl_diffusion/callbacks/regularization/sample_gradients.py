@@ -16,7 +16,7 @@ from cl_diffusion.callbacks.regularization.task_samples import OwnSamples, TaskS
 from cl_diffusion.callbacks.regularization.unrecorded import unrecorded
 from cl_diffusion.callbacks.task import task_stream
 from cl_diffusion.fisher import FisherEstimator, OneByOne, OutputLoss, SquaredOutput, estimate, try_out
-from cl_diffusion.fisher.gradient import Loss
+from cl_diffusion.fisher.losses import Loss
 from cl_diffusion.linalg import Operator
 from cl_diffusion.progress import track
 
