@@ -13,13 +13,13 @@ from typing import Any
 from cl_diffusion.metrics.continual_matrix import ContinualMatrix
 from cl_diffusion.report.run import Run, runs_below
 
-_OF_THE_RUN = ("run", "seed_everything")
-"""What differs between runs of one method."""
+_SEEDS = ("seed_everything", "seed")
+"""Settings of these names, wherever they stand, differ between runs of one method."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """Runs whose configurations differ in the seed alone."""
+    """Runs whose configurations differ in seeds alone, as far as all of them have come."""
 
     label: str
     runs: Sequence[Run]
@@ -29,10 +29,19 @@ class Method:
         """The label, and on how many seeds."""
         return self.label if len(self.runs) == 1 else f"{self.label} ({len(self.runs)} seeds)"
 
-    def matrix(self, metric: str) -> ContinualMatrix | None:
-        """The mean over seeds, of entries that all of them have; None where a run lacks the metric."""
+    def matrices(self, metric: str) -> list[ContinualMatrix]:
+        """Of each seed, up to the last task after which all of them were measured; empty where a run lacks it."""
         every = [run.matrices[metric] for run in self.runs if metric in run.matrices]
         if len(every) < len(self.runs):
+            return []
+        last = min(matrix.last for matrix in every)
+        kept = [{entry: value for entry, value in m.entries.items() if entry[0] <= last} for m in every]
+        return [ContinualMatrix(metric, every[0].higher_is_better, entries) for entries in kept]
+
+    def matrix(self, metric: str) -> ContinualMatrix | None:
+        """The mean over seeds, of entries that all of them have; None where a run lacks the metric."""
+        every = self.matrices(metric)
+        if not every:
             return None
         shared = [entry for entry in every[0].entries if all(entry in matrix.entries for matrix in every)]
         means = {entry: sum(matrix.entries[entry] for matrix in every) / len(every) for entry in shared}
@@ -105,6 +114,21 @@ class Comparison:
         for run in self.runs:
             if (other := twice[_identity(run), _seed(run)]) != run.name:
                 said.append(f"{run.name} and {other} have the same configuration and seed: they are no two seeds.")
+        for method in self.methods:
+            come = sorted({run.tasks for run in method.runs})
+            if len(come) > 1:
+                said.append(
+                    f"The runs of {method.said} were measured after {', '.join(map(str, come))} tasks: figures are of "
+                    f"what all of them have, after {come[0]}."
+                )
+            lacking = [m for m in self.metrics if 0 < sum(m in run.matrices for run in method.runs) < len(method.runs)]
+            if lacking:
+                said.append(f"Not every run of {method.said} has measured {', '.join(lacking)}: left out.")
+        unfinished = [run.name for run in self.runs if run.unfinished]
+        if unfinished:
+            said.append(
+                f"{', '.join(unfinished)}: not ended when this was written, or killed. Figures are of the tasks so far."
+            )
         tasks = sorted({run.tasks for run in self.runs if run.tasks})
         if len(tasks) > 1:
             said.append(
@@ -137,7 +161,19 @@ def _class_of(value: Mapping[str, Any]) -> str:
 
 
 def _comparable(run: Run) -> dict[str, Any]:
-    return {key: value for key, value in run.configuration.items() if key not in _OF_THE_RUN}
+    """The configuration without seeds, and without the folder of the run wherever it stands."""
+    folder = str(run.configuration.get("run", ""))
+    return {key: _without(value, folder) for key, value in run.configuration.items() if key not in ("run", *_SEEDS)}
+
+
+def _without(value: Any, folder: str) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without(of, folder) for key, of in value.items() if key not in _SEEDS}
+    if isinstance(value, list):
+        return [_without(each, folder) for each in value]
+    if folder and isinstance(value, str) and (value == folder or value.startswith(f"{folder}/")):
+        return f"RUN{value[len(folder) :]}"
+    return value
 
 
 def _identity(run: Run) -> str:
@@ -145,15 +181,25 @@ def _identity(run: Run) -> str:
     return json.dumps(_comparable(run), sort_keys=True, default=str) if run.configuration else str(run.folder)
 
 
-def _seed(run: Run) -> Any:
-    return run.configuration.get("seed_everything")
+def _seed(run: Run) -> str:
+    """All seeds of a configuration, by their place."""
+    every = flattened(run.configuration) if run.configuration else {}
+    return json.dumps({key: value for key, value in every.items() if key.rpartition(".")[2] in _SEEDS})
 
 
 def _labels(groups: Sequence[Sequence[Run]]) -> list[str]:
-    """What the names of a group's runs have in common, without a trailing seed; else the name of its first run."""
-    labels = []
-    for runs in groups:
-        common = os.path.commonprefix([run.name for run in runs]) if len(runs) > 1 else runs[0].name
-        trimmed = re.sub(r"[\W_]*(seed)?[\W_]*$", "", common) if len(runs) > 1 else common
-        labels.append(trimmed or runs[0].name)
-    return [label if labels.count(label) == 1 else runs[0].name for label, runs in zip(labels, groups, strict=True)]
+    """What the names of a group's runs have in common, without their seeds; no two the same."""
+    labels = [runs[0].name if len(runs) == 1 else _common([run.name for run in runs]) for runs in groups]
+    return [
+        label if label and labels.count(label) == 1 else runs[0].name + (f" to {runs[-1].name}" if runs[1:] else "")
+        for label, runs in zip(labels, groups, strict=True)
+    ]
+
+
+def _common(names: Sequence[str]) -> str:
+    """The name without a seed, at its end or as a folder of its own; else the words with which all begin, if any."""
+    for seed in (r"[\W_]*(seed|s)?[\W_]*\d+$", r"(^|/)(seed|s)?[\W_]*\d+(?=/)/?"):
+        bare = {re.sub(seed, "", name) for name in names}
+        if len(bare) == 1:
+            return bare.pop()
+    return re.sub(r"[\W_]*[^\W_]*$", "", os.path.commonprefix(list(names)))

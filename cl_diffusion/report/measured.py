@@ -58,7 +58,7 @@ def _measured(comparison: Comparison, metric: str, drawings: Drawings) -> Measur
     name = named(metric)
     averages = None
     if len(found) > 1:
-        every = {method.said: [run.matrices[metric] for run in method.runs] for method in comparison.methods}
+        every = {method.said: method.matrices(metric) for method in comparison.methods}
         kept = {label: every[label] for label in found}
         averages = drawings.svg(draw_averages(kept, name), f"Average {name} over the stream. {_said(found)}")
     about = ABOUT.get(metric.partition("/")[0], "")

@@ -42,8 +42,11 @@ def write_report(folders: Sequence[Path], output: Path, title: str | None = None
     _require_replaceable(output)
     comparison = Comparison.of(folders)
     page = render(comparison, title)
-    with written_whole(output) as partial:
-        partial.write_text(page, encoding="utf-8")
+    try:
+        with written_whole(output) as partial:
+            partial.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"output={str(output)!r} cannot be written ({error}); give another name") from error
     return comparison
 
 
@@ -97,6 +100,8 @@ def _require_replaceable(output: Path) -> None:
         raise ValueError(
             f"output={str(output)!r} is a folder; give the name of a file, such as {output / 'report.html'}"
         )
+    if (above := next(folder for folder in output.parents if folder.exists())) and not above.is_dir():
+        raise ValueError(f"output={str(output)!r}: {above} is a file and no folder; give another name")
     if output.exists():
         with output.open(errors="replace") as file:
             if f'name="generator" content="{GENERATOR} ' not in file.read(4096):

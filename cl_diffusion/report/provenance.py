@@ -14,7 +14,7 @@ from cl_diffusion.report.seeds import told
 
 def provenance(run: Run) -> dict[str, str]:
     """What is known of how a run came about, in words."""
-    sessions: list[Mapping[str, Any]] = list(run.record.get("sessions", ()))
+    sessions: list[Mapping[str, Any]] = list(run.record.get("sessions") or ())
     said = {"folder": str(run.folder), "seed": str(run.configuration.get("seed_everything", "not known"))}
     if sessions:
         newest = sessions[-1]
@@ -48,7 +48,7 @@ def _session(session: Mapping[str, Any]) -> str:
 
 def packages(run: Run) -> dict[str, str]:
     """All installed packages of the newest session, by name."""
-    sessions = list(run.record.get("sessions", ()))
+    sessions = list(run.record.get("sessions") or ())
     return (
         {name: str(version) for name, version in dict(sessions[-1].get("packages") or {}).items()} if sessions else {}
     )

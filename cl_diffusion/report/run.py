@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import csv
-import json
-import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cl_diffusion.metrics.continual_file import read_matrices
 from cl_diffusion.metrics.continual_matrix import ContinualMatrix
 from cl_diffusion.report.audit import Audit, audits
+from cl_diffusion.report.run_files import log, mapping, readable, rows, samples
 
-MARKS = ("config.yaml", "continual.csv", "metrics.csv", "plasticity.csv", "audit")
+MARKS = ("config.yaml", "continual.csv", "metrics.csv", "plasticity.csv", "audit/after_task_*/audit.json")
 """A folder that holds one of these is a run."""
 
 
@@ -65,19 +61,19 @@ class Run:
                 f"run={str(folder)!r} holds no run (none of {', '.join(MARKS)}); give the folders that "
                 "`cl-diffusion fit --run FOLDER` has written, or a folder that holds such"
             )
-        log, notes = _log(folder / "metrics.csv")
+        logged, notes = log(folder / "metrics.csv")
         return cls(
             folder,
             name or folder.resolve().name,
-            _mapping(folder / "config.yaml"),
-            read_matrices(folder / "continual.csv") if (folder / "continual.csv").is_file() else {},
-            _mapping(folder / "yardstick.json"),
-            log,
-            _samples(folder / "samples"),
+            mapping(folder / "config.yaml"),
+            _matrices(folder / "continual.csv"),
+            mapping(folder / "yardstick.json"),
+            logged,
+            samples(folder / "samples"),
             audits(folder),
-            [(int(t), layer, f, float(v)) for t, layer, f, v in _rows(folder / "plasticity.csv", 4)],
-            [(int(t), phase, float(s)) for t, phase, s in _rows(folder / "timings.csv", 3)],
-            _mapping(folder / "run.json"),
+            [(int(t), layer, f, float(v)) for t, layer, f, v in rows(folder / "plasticity.csv", 4)],
+            [(int(t), phase, float(s)) for t, phase, s in rows(folder / "timings.csv", 3)],
+            mapping(folder / "run.json"),
             notes,
         )
 
@@ -89,7 +85,14 @@ class Run:
     @property
     def boundaries(self) -> list[float]:
         """The steps at which a task ended, as far as the log says."""
-        return sorted({row["step"] for row in self.log if any(key.startswith("continual/") for key in row)})
+        ends = [row for row in self.log if any(key.startswith("continual/") for key in row)]
+        return sorted({row["step"] for row in ends if "step" in row})
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether its newest session has not ended, as far as the record says: it goes on, or was killed."""
+        sessions = self.record.get("sessions") or [{}]
+        return "started" in sessions[-1] and not sessions[-1].get("ended")
 
     def series(self, figure: str) -> tuple[list[float], list[float]]:
         """Steps and values of a logged figure; a step that was trained twice is there once, with its newest value."""
@@ -104,86 +107,40 @@ class Run:
 
 def is_run(folder: Path) -> bool:
     """Whether a folder holds what a run writes."""
-    return any((folder / mark).exists() for mark in MARKS)
+    return any(next(folder.glob(mark), None) is not None for mark in MARKS)
 
 
 def runs_below(folder: Path) -> list[Path]:
-    """The folder itself where it is a run, else all runs in it, in the order of their names.
+    """The folder itself where it is a run, else all runs in it, in the order of their names; links are followed.
+
+    What lies within a run, such as another logger's folder, is a part of it.
 
     Raises:
         ValueError: there is none.
     """
-    if is_run(folder):
-        return [folder]
-    found = sorted({path.parent for mark in MARKS[:3] for path in folder.rglob(mark)}, key=_natural)
+    found = sorted(_runs(folder, set()), key=_natural)
     if not found:
         Run.read(folder)  # says so
     return found
+
+
+def _runs(folder: Path, seen: set[Path]) -> Iterator[Path]:
+    if (real := folder.resolve()) in seen or not folder.is_dir():
+        return
+    seen.add(real)
+    if is_run(folder):
+        yield folder
+        return
+    for child in folder.iterdir():
+        yield from _runs(child, seen)
 
 
 def _natural(path: Path) -> list[Any]:
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", str(path))]
 
 
-def _mapping(path: Path) -> Mapping[str, Any]:
-    """Of JSON or YAML; empty where there is no file."""
+def _matrices(path: Path) -> Mapping[str, ContinualMatrix]:
     if not path.is_file():
         return {}
-    try:
-        read = json.loads(path.read_text()) if path.suffix == ".json" else yaml.safe_load(path.read_text())
-    except (ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} cannot be read ({_line(error)}); leave this run out, or restore the file") from error
-    if not isinstance(read, dict):
-        raise ValueError(f"{path} holds {type(read).__name__}, expected names and values; leave this run out")
-    return read
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
-def _rows(path: Path, columns: int) -> Iterator[list[str]]:
-    """The rows below the head of a file that is replaced whole."""
-    if not path.is_file():
-        return
-    with path.open(newline="") as file:
-        for line, row in enumerate(csv.reader(file), 1):
-            if line == 1:
-                continue
-            try:
-                if len(row) != columns:
-                    raise ValueError(f"{len(row)} columns, expected {columns}")
-                int(row[0]), float(row[-1])
-            except ValueError as error:
-                raise ValueError(f"{path}, line {line}: {row!r} ({error}); leave this run out") from error
-            yield row
-
-
-def _log(path: Path) -> tuple[list[dict[str, float]], tuple[str, ...]]:
-    """The rows, each without its empty entries. A fit that was killed leaves its last row cut off, or cells empty."""
-    if not path.is_file():
-        return [], ()
-    rows, strange = [], 0
-    with path.open(newline="") as file:
-        for row in csv.DictReader(file):
-            numbers = {key: _number(value) for key, value in row.items() if key and isinstance(value, str) and value}
-            kept = {key: value for key, value in numbers.items() if value is not None}
-            strange += len(kept) < len(numbers) or None in row or None in row.values()
-            rows.append(kept)
-    notes = (
-        (f"{path.name}: {strange} row{'s' * (strange > 1)} not whole, as a killed run leaves them",) if strange else ()
-    )
-    return rows, notes
-
-
-def _number(text: str) -> float | None:
-    """None of what is no number; NaN stays NaN."""
-    try:
-        return float(text)
-    except ValueError:
-        return None if text.lower() not in ("true", "false") else math.nan
-
-
-def _samples(folder: Path) -> dict[int, Path]:
-    found = ((re.fullmatch(r"after_task_(\d+)\.png", path.name), path) for path in folder.glob("*.png"))
-    return dict(sorted((int(match[1]), path) for match, path in found if match))
+    with readable(path):
+        return read_matrices(path)

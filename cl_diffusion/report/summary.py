@@ -83,8 +83,7 @@ def summary(comparison: Comparison) -> list[Column]:
 def values(method: Method, metric: str, figure: str) -> list[float]:
     """On each seed; empty where a run has not measured it."""
     _, compute = FIGURES[figure]
-    matrices = [run.matrices[metric] for run in method.runs if metric in run.matrices]
-    return [compute(matrix) for matrix in matrices] if len(matrices) == len(method.runs) else []
+    return [compute(matrix) for matrix in method.matrices(metric)]
 
 
 def _column(comparison: Comparison, metric: str, figure: str) -> Column:

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -137,7 +138,103 @@ def test_the_log_of_a_killed_fit_is_read_as_far_as_it_goes(tmp_path: Path) -> No
     cut = Run.read(folder)
     assert whole.notes == ()
     assert cut.notes == ("metrics.csv: 1 row not whole, as a killed run leaves them",)
-    assert cut.log[:-1] == whole.log[:-1]
+    assert cut.log == whole.log[:-1]
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.7, 0.9, 0.99])
+def test_a_boundary_that_was_cut_off_is_left_out_whatever_the_order_of_columns(share: float, tmp_path: Path) -> None:
+    path = tmp_path / "run" / "metrics.csv"
+    path.parent.mkdir()
+    rows(path, ["continual/a/average", "epoch", "step", "train_loss"], (0.5, 1, 100, 0.25), (0.75, 2, 200, 0.125))
+    text = path.read_text()
+    last = text.rindex("0.75")
+    path.write_text(text[: last + int(share * len("0.75,2,200,0.125"))])
+    run = Run.read(path.parent)
+    assert run.boundaries == [100.0]
+    assert run.series("train_loss") == ([100.0], [0.25])
+    assert len(run.notes) == 1
+
+
+def test_seeds_of_callbacks_and_folders_in_them_are_of_the_run(tmp_path: Path) -> None:
+    for seed in (0, 1, 2):
+        folder = write(tmp_path / f"seed_{seed}" / "ewc", seed=seed)
+        settings = yaml.safe_load((folder / "config.yaml").read_text())
+        settings["run"] = f"runs/seed_{seed}"
+        settings["trainer"]["callbacks"][1]["init_args"]["seed"] = seed
+        settings["trainer"]["logger"] = {"class_path": "a.Logger", "init_args": {"save_dir": f"runs/seed_{seed}/board"}}
+        (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    (method,) = Comparison.of([tmp_path]).methods
+    assert (method.label, len(method.runs)) == ("ewc", 3)
+
+
+@pytest.mark.parametrize(
+    ("names", "label"),
+    [
+        (("ewc_10", "ewc_11", "ewc_12"), "ewc"),
+        (("si_s100", "si_s101"), "si"),
+        (("ewc/seed_3", "ewc/seed_14"), "ewc"),
+        (("3/ewc", "14/ewc"), "ewc"),
+        (("ewc_first", "ewc_second"), "ewc"),
+        (("one", "other"), "one to other"),
+    ],
+)
+def test_a_label_holds_no_part_of_a_seed(names: tuple[str, ...], label: str, tmp_path: Path) -> None:
+    for seed, name in enumerate(names):
+        write(tmp_path / name, seed=seed)
+    write(tmp_path / "elsewhere", strength=None)
+    assert label in [method.label for method in Comparison.of([tmp_path]).methods]
+
+
+def test_no_two_methods_have_one_label(tmp_path: Path) -> None:
+    for strength, names in {1.0: ("a_0", "a_1"), 2.0: ("a_2", "a_3"), 3.0: ("a_0_1", "a_0_2")}.items():
+        for seed, name in enumerate(names):
+            write(tmp_path / name, seed=seed, strength=strength)
+    labels = [method.label for method in Comparison.of([tmp_path]).methods]
+    assert len(set(labels)) == 3, labels
+
+
+def test_seeds_that_have_come_further_than_others_count_as_far_as_all_have(tmp_path: Path) -> None:
+    write(tmp_path / "m_0", seed=0, tasks=3)
+    write(tmp_path / "m_1", seed=1, tasks=2)
+    comparison = Comparison.of([tmp_path])
+    columns = {(column.metric, column.figure): column for column in summary(comparison)}
+    assert columns["class_agreement", "average"].cells[0][1] == pytest.approx((0.7 + 0.9) / 2)
+    assert any("figures are of what all of them have, after 2" in said for said in comparison.warnings)
+
+
+def test_a_run_that_goes_on_and_a_metric_that_one_seed_lacks_are_told(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        write(tmp_path / f"m_{seed}", seed=seed)
+    path = tmp_path / "m_1" / "continual.csv"
+    path.write_text("".join(line for line in path.read_text().splitlines(True) if "frechet" not in line))
+    record = {"sessions": [{"command": "x", "started": "today", "ended": None}]}
+    (tmp_path / "m_0" / "run.json").write_text(json.dumps(record))
+    said = " ".join(Comparison.of([tmp_path]).warnings)
+    assert "Not every run of m (2 seeds) has measured frechet_distance" in said
+    assert "m_0: not ended when this was written" in said
+    assert "m_1: not" not in said
+
+
+def test_runs_are_found_by_links_and_whatever_they_are_called_and_not_within_runs(tmp_path: Path) -> None:
+    real = tmp_path / "real"
+    for name, strength in (("audit", 1.0), ("ewc", 2.0)):
+        write(real / name, strength=strength)
+    (real / "ewc" / "lightning_logs" / "version_0").mkdir(parents=True)
+    (real / "ewc" / "lightning_logs" / "version_0" / "metrics.csv").write_text("step\n")
+    assert len(Comparison.of([real]).runs) == 2
+    links = tmp_path / "links"
+    links.mkdir()
+    for name in ("audit", "ewc"):
+        (links / name).symlink_to(real / name)
+    (links / "round").symlink_to(links)
+    assert len(Comparison.of([links]).runs) == 2
+
+
+@pytest.mark.parametrize("name", ["metrics.csv", "continual.csv", "timings.csv", "config.yaml", "run.json"])
+def test_a_file_of_other_bytes_is_named(name: str, tmp_path: Path) -> None:
+    (write(tmp_path / "run") / name).write_bytes(b"step,a\n\xff\xfe\n")
+    with pytest.raises(ValueError, match=name.replace(".", r"\.")):
+        Run.read(tmp_path / "run")
 
 
 def test_a_step_that_was_trained_twice_is_there_once(tmp_path: Path) -> None:

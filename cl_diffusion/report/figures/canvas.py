@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import TYPE_CHECKING, Any, ParamSpec
@@ -89,6 +90,11 @@ def colour(number: int, of: int) -> Any:
     import matplotlib
 
     return matplotlib.colormaps["plasma"](0.15 + 0.6 * number / max(1, of - 1))
+
+
+def wrapped(title: str, letters: int = 32) -> str:
+    """A panel's title, in lines that keep within the panel."""
+    return "\n".join(textwrap.wrap(title, letters)) or title
 
 
 def whole_ticks(axes: Axes, last: int) -> None:

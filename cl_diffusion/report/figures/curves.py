@@ -6,7 +6,17 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from cl_diffusion.metrics.continual_matrix import ContinualMatrix
-from cl_diffusion.report.figures.canvas import MARKERS, colour, ink, legend_below, marker, sheet, styled, whole_ticks
+from cl_diffusion.report.figures.canvas import (
+    MARKERS,
+    colour,
+    ink,
+    legend_below,
+    marker,
+    sheet,
+    styled,
+    whole_ticks,
+    wrapped,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,12 +28,12 @@ def draw_curves(matrices: Mapping[str, ContinualMatrix], name: str) -> Figure:
     figure, panels = sheet(len(matrices))
     last = max(matrix.last for matrix in matrices.values())
     for axes, (title, matrix) in zip(panels, matrices.items(), strict=True):
-        tasks = sorted({task for _, task in matrix.entries})
+        tasks = sorted({task for after, task in matrix.entries if task <= after})
         for number, task in enumerate(tasks):
-            points = sorted((after, value) for (after, of), value in matrix.entries.items() if of == task)
+            points = sorted((after, value) for (after, of), value in matrix.entries.items() if of == task <= after)
             shape = marker(number) if len(tasks) <= len(MARKERS) else "."
             axes.plot(*zip(*points, strict=True), marker=shape, color=colour(number, len(tasks)), label=f"task {task}")
-        axes.set(title=title, xlabel="after task", ylabel=name)
+        axes.set(title=wrapped(title), xlabel="after task", ylabel=name)
         whole_ticks(axes, last)
     for axes in panels[1:]:
         axes.sharey(panels[0])

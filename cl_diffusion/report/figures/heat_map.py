@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cl_diffusion.metrics.continual_matrix import ContinualMatrix
-from cl_diffusion.report.figures.canvas import sheet, styled
+from cl_diffusion.report.figures.canvas import sheet, styled, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,7 +39,7 @@ def draw_matrices(matrices: Mapping[str, ContinualMatrix], name: str) -> Figure:
     figure, panels = sheet(len(matrices), 3.1, 3.0)
     for axes, (title, matrix) in zip(panels, matrices.items(), strict=True):
         _draw(axes, matrix, shades)
-        axes.set(title=title, xlabel="task", ylabel="after task")
+        axes.set(title=wrapped(title), xlabel="task", ylabel="after task")
     figure.colorbar(shades, ax=list(panels), label=name, shrink=0.8, aspect=30)
     return figure
 
