@@ -13,9 +13,9 @@ from typing_extensions import override
 
 from cl_diffusion.callbacks.task import TaskCallback, task_stream
 from cl_diffusion.callbacks.time_left import Growth, growth, time_left
+from cl_diffusion.callbacks.timings_file import timings_path, write_timings
 from cl_diffusion.phases import PhaseClock, spelled
 from cl_diffusion.progress import show_status
-from cl_diffusion.whole_files import write_rows
 
 
 class StreamProgress(TaskCallback):
@@ -31,10 +31,12 @@ class StreamProgress(TaskCallback):
     and growing with the tasks as it has grown. How it grows is known once two tasks have ended: until then it says
     ``at least``. Where epochs or batches are without end it says nothing.
 
-    ``timings.csv`` in the run's folder has the columns ``task,phase,seconds``: tasks from 1, and 0 for what comes
-    before training (``setup``, ``reference classifier``). The first process writes it as a task starts and as the fit
-    ends, in one move. A resumed fit counts on from its checkpoint: what came after that is not in it. On a GPU,
-    seconds are counted where the host waits for it. The sums are printed when the fit ends.
+    ``timings.csv`` has the columns ``task,phase,seconds``: tasks from 1, and 0 for what comes before training
+    (``setup``, ``reference classifier``). It lies in the run's folder: the logger's, without one the Trainer's
+    ``default_root_dir``, which is the current folder where it was not given. The first process writes it as a task
+    starts and as the fit ends, in one move; a ``fast_dev_run`` does not, nor does a fit that finds a file of other
+    columns there, which it warns of and keeps. A resumed fit counts on from its checkpoint: what came after that is not
+    in it. On a GPU, seconds are counted where the host waits for it. The sums are printed when the fit ends.
 
     Training is bit for bit the same with and without it.
 
@@ -51,7 +53,7 @@ class StreamProgress(TaskCallback):
         self._ended_tasks: list[int] = []
         self._phases: dict[str, Growth] = {}  # of those
         self._validation = ExitStack()
-        self._folder: Path | None = None
+        self._file: Path | None = None
         self._trained_epochs = 0
         self._trained_batches = 0  # of the epoch that has begun
 
@@ -64,7 +66,7 @@ class StreamProgress(TaskCallback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._folder = Path(trainer.log_dir or trainer.default_root_dir)  # a broadcast: every process takes part
+        self._file = timings_path(trainer)
         self._trained_epochs, self._trained_batches = trainer.current_epoch, 0
         super().on_train_start(trainer, pl_module)
         if self._running is not None:
@@ -72,8 +74,7 @@ class StreamProgress(TaskCallback):
 
     @override
     def on_task_start(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
-        if trainer.is_global_zero and self._batches:
-            self._write()
+        self._write()
         self._begin(task)
 
     @override
@@ -111,7 +112,7 @@ class StreamProgress(TaskCallback):
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_fit_end(trainer, pl_module)
-        self._stop(trainer)
+        self._stop()
         if summary := self.summary():
             rank_zero_info(f"time: {summary}")
 
@@ -119,7 +120,7 @@ class StreamProgress(TaskCallback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         super().on_exception(trainer, pl_module, exception)
         self._validation.close()
-        self._stop(trainer)
+        self._stop()
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -142,6 +143,8 @@ class StreamProgress(TaskCallback):
         left = self.time_left(trainer)
         about = "about" if len(self._ended_tasks) > 1 else "at least"
         said = "" if left is None else f"{about} {spelled(left, 1 if left < 3600 else 2)} left"
+        if left is not None and left <= 0.5:  # which is spelled "0 s"
+            said = "less than 1 s left" if about == "about" else ""
         return " · ".join(words for words in (f"task {task}{of}" if task else "", phase, said) if words)
 
     def time_left(self, trainer: Trainer) -> float | None:
@@ -163,11 +166,10 @@ class StreamProgress(TaskCallback):
         self._phases = growth(self.clock.seconds, self._ended_tasks)
         self.clock.start(self._task)
 
-    def _stop(self, trainer: Trainer) -> None:
+    def _stop(self) -> None:
         self.clock.changed = None
         self.clock.stop()
-        if trainer.is_global_zero and self._batches and self._folder is not None:
-            self._write()
+        self._write()
 
     def _later_tasks(self, trainer: Trainer) -> int:
         stream = task_stream(trainer)
@@ -191,7 +193,5 @@ class StreamProgress(TaskCallback):
         return math.inf if epochs is None or epochs < 0 else epochs - self._trained_epochs
 
     def _write(self) -> None:
-        assert self._folder is not None  # known since training started
-        rows = sorted(self.clock.seconds.items(), key=lambda item: item[0][0])
-        told = ((task, name, f"{spent:.3f}") for (task, name), spent in rows)
-        write_rows(self._folder / "timings.csv", ("task", "phase", "seconds"), told)
+        if self._file is not None and self._batches:
+            write_timings(self._file, self.clock.seconds)

@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from cl_diffusion.checkpoint_files import checkpoints_by_age, damage, plain_checkpoint, require_whole
 from cl_diffusion.cli.run_record import begin_session, end_session, now
+from cl_diffusion.whole_files import written_whole
 
 CONFIGURATION = "config.yaml"
 LAST = "last"
@@ -46,8 +47,8 @@ class RunFolder(SaveConfigCallback):
         if not trainer.is_global_zero:
             return
         if not path.exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            path.write_text(self.configuration)
+            with written_whole(path) as partial:
+                partial.write_text(self.configuration)
         begin_session(self.folder, trainer, self.arguments, self._started)
         self._begun = True
 

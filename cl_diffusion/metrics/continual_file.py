@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from cl_diffusion.metrics.continual_matrix import ContinualMatrix
-from cl_diffusion.metrics.generation_quality import higher_is_better
+from cl_diffusion.metrics.generation_quality import HIGHER_IS_BETTER, higher_is_better
 from cl_diffusion.whole_files import write_rows
 
 COLUMNS = ("metric", "after", "task", "value")
@@ -29,6 +29,7 @@ def read_matrices(path: Path) -> dict[str, ContinualMatrix]:
     matrices: dict[str, ContinualMatrix] = {}
     with path.open(newline="") as file:
         for line, row in enumerate(csv.DictReader(file), 2):
+            _require_known(row.get("metric"), f"{path}, line {line}")
             try:
                 name, after, task, value = (row[column] for column in COLUMNS)
                 matrix = matrices.setdefault(name, ContinualMatrix(name, higher_is_better(name)))
@@ -39,3 +40,11 @@ def read_matrices(path: Path) -> dict[str, ContinualMatrix]:
                     f"columns {','.join(COLUMNS)} as a fit writes them"
                 ) from error
     return matrices
+
+
+def _require_known(metric: str | None, place: str) -> None:
+    if metric is not None and metric.partition("/")[0] not in HIGHER_IS_BETTER:
+        raise ValueError(
+            f"{place}: metric={metric!r}, and whether more of it is better is not known; expected one of "
+            f"{', '.join(HIGHER_IS_BETTER)}"
+        )

@@ -90,7 +90,10 @@ class ContinualMatrix:
     def _seen(self) -> list[int]:
         """The tasks known both when they were learned and now. A joint run learns all of them at the same time."""
         last = self.last
-        return sorted(task for after, task in self.entries if after == last and task <= after)
+        seen = sorted(task for after, task in self.entries if after == last and task <= after)
+        if not seen:
+            raise ValueError(f"{self.name!r} after task {last} has later tasks alone; record one up to {last}, too")
+        return seen
 
     def learned(self, task: int) -> float:
         """The quality on a task the first time it was measured after having been trained."""

@@ -17,7 +17,8 @@ from cl_diffusion.metrics.continual_matrix import ContinualMatrix
 class ContinualMetric(WrapperMetric):
     """``R[after, task]`` of a metric, and average, forgetting and backward transfer of it (``ContinualMatrix``).
 
-    Tasks are counted from 1. After each of them, evaluate on any task that should enter, then close the row::
+    Tasks are counted from 1. After each of them, evaluate on all so far (and later ones where you like, which enter the
+    matrix but no figure), then close the row::
 
         quality = ContinualMetric(MulticlassAccuracy(10), num_tasks=5)
         for after in range(1, 6):
@@ -29,8 +30,10 @@ class ContinualMetric(WrapperMetric):
         quality.compute()  # {"average": ..., "forgetting": ..., "backward_transfer": ...}
 
     Where processes have a part of the samples each, all call ``end_task``: the metric is reduced over them as it
-    declares, and they come to the same matrix; one that saw no sample of a task takes part all the same. The matrix is
-    in the state_dict, the metric of the row that is not closed is not. ``reset`` forgets all rows.
+    declares, and they come to the same matrix. One that saw no sample of a task takes part all the same where states of
+    ``base`` are sums or other tensors; where they are lists of samples, as of an AUROC without thresholds, each process
+    needs some. The matrix is in the state_dict, the metric of the row that is not closed is not. ``reset`` forgets all
+    rows.
 
     Args:
         base: of one number; copied for each task.
@@ -38,7 +41,7 @@ class ContinualMetric(WrapperMetric):
         higher_is_better: direction of the metric; None: what ``base`` says of itself.
 
     Raises:
-        ValueError: ``num_tasks`` is below 1, or the direction is not known.
+        ValueError: ``base`` is no single metric, ``num_tasks`` is below 1, or the direction is not known.
     """
 
     values: Tensor  # (num_tasks, num_tasks), row by `after`
@@ -48,6 +51,13 @@ class ContinualMetric(WrapperMetric):
 
     def __init__(self, base: Metric, num_tasks: int, higher_is_better: bool | None = None) -> None:
         super().__init__()
+        if not isinstance(base, Metric):
+            raise ValueError(
+                f"base={type(base).__name__}; expected one torchmetrics.Metric, as MulticlassAccuracy(10); give "
+                "each of several a ContinualMetric of its own"
+            )
+        if not (higher_is_better is None or isinstance(higher_is_better, bool)):
+            raise ValueError(f"higher_is_better={higher_is_better!r}; expected True, False or None, what base says")
         if not is_whole(num_tasks, 1):
             raise ValueError(f"num_tasks={num_tasks!r}; expected a whole number of tasks, at least 1")
         direction = base.higher_is_better if higher_is_better is None else higher_is_better
@@ -84,7 +94,8 @@ class ContinualMetric(WrapperMetric):
         """Enter the tasks that were updated as the row of ``task``, by default the one after the newest closed.
 
         Raises:
-            ValueError: no task was updated, ``task`` is not one, or the metric is not one number.
+            ValueError: ``task`` is not one, a task up to it was not updated, or the metric is not one number. What was
+                updated is kept.
         """
         after = int(self.last) + 1 if task is None else task
         self._of(after)
@@ -92,6 +103,12 @@ class ContinualMetric(WrapperMetric):
             measured = self.updates.nonzero().flatten().tolist()
         if not measured:
             raise ValueError(f"no task was measured after task {after}; call update(..., task=...) before end_task()")
+        missing = [index + 1 for index in range(after) if index not in measured and not self.measured[after - 1, index]]
+        if missing:
+            raise ValueError(
+                f"after task {after} all tasks up to it are to be measured, and of them {missing} were not; call "
+                "update(..., task=...) for each before end_task()"
+            )
         row = {index: self._number(self.metrics[index]) for index in measured}
         for index, value in row.items():
             self.values[after - 1, index], self.measured[after - 1, index] = value, 1
@@ -127,6 +144,20 @@ class ContinualMetric(WrapperMetric):
         super().reset()
         for metric in self.metrics:
             metric.reset()  # type: ignore[operator]
+
+    @override
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local: Any, strict: bool, *found: list[str]
+    ) -> None:
+        matrix = state_dict.get(f"{prefix}values")
+        if isinstance(matrix, Tensor) and matrix.shape != self.values.shape:
+            *_, errors = found
+            errors.append(
+                f"{prefix}values is a matrix of {len(matrix)} tasks; expected {self.num_tasks}: make the metric with "
+                f"num_tasks={len(matrix)}, or load none"
+            )
+            return
+        super()._load_from_state_dict(state_dict, prefix, local, strict, *found)
 
     def _of(self, task: int) -> Any:
         if not is_whole(task, 1) or task > self.num_tasks:

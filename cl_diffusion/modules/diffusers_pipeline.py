@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import nn
 
 from cl_diffusion.diffusion import NoiseSchedule
-from cl_diffusion.diffusion.network import declared
+from cl_diffusion.diffusion.samplers import Sampler
 from cl_diffusion.modules.ddpm import DDPM
 from cl_diffusion.modules.network_folder import place_of_network, portable_copy, pretrained_network
+from cl_diffusion.modules.pipeline_call import call_differences, declared_shape
 from cl_diffusion.modules.pipeline_scheduler import (
     PREDICTIONS,
     Scheduled,
@@ -54,7 +55,7 @@ def export_pipeline(module: DDPM, folder: str | Path) -> None:
         raise ValueError(f"folder={str(folder)!r} holds something already; name a new one, nothing is overwritten")
     network, sampler = portable_copy(module.denoiser.network), described(module.sampler)
     plan = scheduled(module.denoiser, module.sampler)
-    plan.differences.extend(_calls(module, network))
+    plan.differences.extend(call_differences(module, network))
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -81,9 +82,11 @@ def import_pipeline(folder: str | Path, **arguments: Any) -> DDPM:
         arguments: of ``DDPM``, such as ``optimizer``, in place of the folder's own.
 
     Raises:
-        ValueError: the folder is no such pipeline, is damaged, or was changed since it was exported.
+        ValueError: the folder is no such pipeline, is damaged, or was changed since it was exported; or an argument is
+            none of ``DDPM``, or no sampler.
     """
     folder = Path(folder)
+    _check_arguments(arguments)
     try:
         _check_index(folder)
         config = _scheduler_config(folder)
@@ -91,7 +94,7 @@ def import_pipeline(folder: str | Path, **arguments: Any) -> DDPM:
         found, differences = _of_others(config) if own is None else (_of_own(own, config, folder), [])
         network = pretrained_network(str(folder))
         if own is None:
-            found["image_shape"] = _declared_shape(network)
+            found["image_shape"] = declared_shape(network)
         module = DDPM(network, **{**found, **arguments})
     except Exception as error:  # what a damaged file raises is diffusers', safetensors', json's or torch's own
         why = (str(error).strip().splitlines() or [""])[0]
@@ -105,23 +108,13 @@ def import_pipeline(folder: str | Path, **arguments: Any) -> DDPM:
     return module
 
 
-def _calls(module: DDPM, network: nn.Module) -> list[str]:
-    """What a call of the pipeline does not do, whatever the scheduler."""
-    found = []
-    if module.class_conditional:
-        found.append("it gives its network no labels, so that calling it fails; draw with import_pipeline(folder)")
-    shape = _declared_shape(network)
-    if module.image_shape is not None and shape != tuple(module.image_shape):
-        found.append(f"it draws images of {shape}, as the network's sample_size says, the module {module.image_shape}")
-    return found
-
-
-def _declared_shape(network: nn.Module) -> tuple[int, int, int] | None:
-    size, channels = declared(network, "sample_size"), declared(network, "in_channels")
-    if size is None:
-        return None
-    height, width = (size, size) if isinstance(size, int) else size
-    return channels, height, width
+def _check_arguments(arguments: dict[str, Any]) -> None:
+    known = [name for name in inspect.signature(DDPM).parameters if name != "network"]
+    if unknown := [name for name in arguments if name not in known]:
+        raise ValueError(f"argument {unknown[0]!r} is no option of an import; expected some of {', '.join(known)}")
+    sampler = arguments.get("sampler")
+    if not (sampler is None or isinstance(sampler, Sampler)):
+        raise ValueError(f"sampler={sampler!r}; expected a Sampler, as DDIMSampler(steps=50), or None for that one")
 
 
 def _own(module: DDPM, sampler: dict[str, Any], plan: Scheduled, folder: Path) -> dict[str, Any]:

@@ -195,6 +195,36 @@ def test_other_processes_than_the_first_write_nothing(folder: Path, monkeypatch:
     assert not (folder / "timings.csv").exists()
 
 
+def test_a_fast_run_writes_nothing(folder: Path) -> None:
+    """Its folder is free for the fit itself."""
+    trainer(StreamProgress(), fast_dev_run=True, default_root_dir=str(folder / "run")).fit(Regression(), loader(0))
+    assert not list(folder.rglob("*"))
+
+
+def test_a_file_of_the_users_that_has_the_name_is_kept(folder: Path) -> None:
+    (folder / "timings.csv").write_text("lap,seconds\n1,2.5\n")
+    with pytest.warns(UserWarning, match="does not begin with task,phase,seconds: it is kept"):
+        trainer(StreamProgress()).fit(Regression(), loader(0))
+    assert (folder / "timings.csv").read_text() == "lap,seconds\n1,2.5\n"
+    trainer(StreamProgress(), default_root_dir=str(folder / "run")).fit(Regression(), loader(0))
+    before = timings(folder / "run")
+    assert before
+    trainer(StreamProgress(), default_root_dir=str(folder / "run"), max_epochs=3).fit(Regression(), loader(0))
+    assert timings(folder / "run") != before
+
+
+@pytest.mark.parametrize(("ended", "says"), [((), ""), ((1, 2), " · less than 1 s left")], ids=["at least", "about"])
+def test_of_less_than_a_second_no_zero_is_said(
+    ended: tuple[int, ...], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    progress = StreamProgress()
+    progress.clock.start(3)
+    progress._ended_tasks = list(ended)
+    for left in (0.0, 0.3, 0.5):
+        monkeypatch.setattr(progress, "time_left", lambda trainer, left=left: left)
+        assert progress.status(Trainer(logger=False, accelerator="cpu")) == f"task 3 · training{says}"
+
+
 def test_training_is_the_same_bit_for_bit(folder: Path) -> None:
     def fit(*callbacks: Callback) -> tuple[list[Tensor], Tensor]:
         torch.manual_seed(5)

@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 
 from cl_diffusion.cli.run_folder import RunFolder
@@ -32,3 +33,11 @@ def test_a_fit_that_is_refused_before_training_says_nothing_of_the_one_that_was_
     callback.on_train_start(TRAINER, None)
     callback.on_exception(TRAINER, None, KeyboardInterrupt())
     assert outcomes(tmp_path) == [None, "interrupted by KeyboardInterrupt"]
+
+
+@pytest.mark.parametrize(("epoch", "outcome"), [(0, "stopped"), (1, "stopped"), (2, "finished")])
+def test_a_fit_that_ends_before_its_last_epoch_was_stopped(epoch: int, outcome: str, tmp_path: Path) -> None:
+    callback: Any = RunFolder(None, None, "a: 1", tmp_path, ["fit"])  # type: ignore[arg-type]
+    callback.on_train_start(TRAINER, None)
+    callback.on_train_end(SimpleNamespace(**{**vars(TRAINER), "current_epoch": epoch}), None)
+    assert outcomes(tmp_path) == [outcome]

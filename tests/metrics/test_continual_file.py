@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cl_diffusion.metrics import ContinualMatrix
-from cl_diffusion.metrics.continual_file import write_matrices
+from cl_diffusion.metrics.continual_file import read_matrices, write_matrices
 
 
 def test_pandas_reads_the_matrices_in_one_line(tmp_path: Path) -> None:
@@ -25,3 +25,18 @@ def test_pandas_reads_the_matrices_in_one_line(tmp_path: Path) -> None:
     for (after, task), value in values.items():
         found = float(matrix.loc[after, task])
         assert found == pytest.approx(value, rel=1e-15, abs=0, nan_ok=True)
+
+
+def test_a_metric_whose_direction_is_not_known_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "continual.csv"
+    loss, accuracy = ContinualMatrix("denoising_loss/low", False), ContinualMatrix("MulticlassAccuracy", True)
+    for matrix in (loss, accuracy):
+        matrix.record(1, 1, 0.5)
+    write_matrices(path, [loss])
+    assert read_matrices(path) == {loss.name: loss}
+    write_matrices(path, [loss, accuracy])
+    with pytest.raises(
+        ValueError, match=r"line 2: metric='MulticlassAccuracy', .*expected one of denoising_loss"
+    ) as told:
+        read_matrices(path)
+    assert "columns" not in str(told.value)

@@ -56,3 +56,11 @@ def test_bad_counts_and_an_empty_matrix_are_refused() -> None:
         ContinualMatrix("quality", True).record(1, 0, 1.0)
     with pytest.raises(ValueError, match="no entry yet"):
         ContinualMatrix("quality", True).average()
+
+
+def test_a_row_of_later_tasks_alone_has_no_figures() -> None:
+    ahead = matrix([[0.9]], higher_is_better=True)
+    ahead.record(2, 3, 0.5)
+    for figure in (ahead.average, ahead.forgetting, ahead.backward_transfer, ahead.retention, ahead.plasticity):
+        with pytest.raises(ValueError, match="'.*' after task 2 has later tasks alone"):
+            figure()

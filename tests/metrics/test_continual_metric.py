@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,41 @@ def test_what_cannot_be_measured_is_refused() -> None:
     metric.update(*samples(1.0), task=1)
     with pytest.raises(ValueError, match="task=3; expected 1 to 2"):
         metric.end_task()
+
+
+def test_only_one_metric_of_a_known_direction_is_taken() -> None:
+    base: Any
+    for base in (MetricCollection([MulticlassAccuracy(2)]), torch.nn.Linear(1, 1), "accuracy"):
+        with pytest.raises(ValueError, match=f"base={type(base).__name__}; expected one torchmetrics.Metric"):
+            ContinualMetric(base, 2)
+    direction: Any
+    for direction in ("lower", 0, 1.0):
+        with pytest.raises(ValueError, match=f"higher_is_better={direction!r}; expected True, False or None"):
+            ContinualMetric(MeanMetric(), 2, direction)
+
+
+@pytest.mark.parametrize(("first", "missing"), [([2], [1]), ([3], [1, 2]), ([2, 3], [1])], ids=str)
+def test_a_row_without_an_old_task_is_refused_until_that_is_measured(first: list[int], missing: list[int]) -> None:
+    metric = learn(accuracy(), ROWS[:1])
+    for task in first:
+        metric.update(*samples(0.5), task=task)
+    with pytest.raises(ValueError, match=f"after task 2 all .* of them {re.escape(str(missing))} were not"):
+        metric.end_task()
+    for task in missing:
+        metric.update(*samples(1.0), task=task)
+    metric.end_task()
+    assert figures(metric)["average"] == (0.75 if 2 in first else 1.0)
+    metric.update(*samples(0.0), task=2)  # once more, into the same row
+    metric.end_task(2)
+    assert figures(metric)["average"] == 0.5
+
+
+def test_the_matrix_of_another_number_of_tasks_is_not_loaded() -> None:
+    metric = accuracy(3)
+    for strict in (True, False):
+        with pytest.raises(RuntimeError, match="values is a matrix of 2 tasks; expected 3"):
+            metric.load_state_dict(learn(accuracy(2), ROWS[:2]).state_dict(), strict=strict)
+    assert figures(learn(metric, ROWS)) == pytest.approx(EXPECTED)
 
 
 def test_a_metric_of_many_numbers_is_refused_and_nothing_of_the_row_is_lost() -> None:

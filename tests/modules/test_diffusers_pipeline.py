@@ -151,6 +151,11 @@ def test_the_pipeline_draws_the_same_images_from_the_same_noise(
         (model(AncestralSampler(steps=list(range(3, 40, 4)), variance="large")), "adds noise in its last step"),
         (model(LanczosGaussianSampler(steps=5)), "takes the steps of AncestralSampler"),
         (model(network=unet()), "no labels, so that calling it fails"),
+        (
+            model(network=unet(num_class_embeds=None).to(torch.bfloat16)),
+            "bfloat16, so that images agree to the rounding",
+        ),
+        (model(network=unet(num_class_embeds=None).half()), "float16, so that images agree to the rounding"),
         (model(image_shape=(1, 16, 16)), r"draws images of \(1, 8, 8\)"),
     ],
 )
@@ -247,6 +252,25 @@ def test_arguments_replace_those_of_the_folder_and_training_goes_on(tmp_path: Pa
     module = import_pipeline(folder, sampler=AncestralSampler(steps=3), optimizer=torch.optim.SGD)
     assert isinstance(module.sampler, AncestralSampler)
     assert isinstance(module.configure_optimizers(), torch.optim.SGD)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"smapler": DDIMSampler()}, "argument 'smapler' is no option of an import; expected some of .*sampler"),
+        ({"network": unet()}, "argument 'network' is no option"),
+        ({"sampler": "ddim"}, "sampler='ddim'; expected a Sampler"),
+        ({"sampler": DDIMSampler}, "expected a Sampler, as DDIMSampler"),
+    ],
+    ids=["mistyped", "network", "a name", "a class"],
+)
+def test_an_option_that_is_none_is_named_and_the_folder_is_not_blamed(
+    options: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=says) as refusal:
+        import_pipeline(exported(model(), tmp_path / "folder"), **options)
+    assert is_stated(refusal.value)
+    assert "holds no pipeline" not in str(refusal.value)
 
 
 class Payload:

@@ -11,11 +11,13 @@ import rich
 from rich.table import Table
 
 from cl_diffusion.metrics.continual_matrix import ContinualMatrix
+from cl_diffusion.whole_files import written_whole
 
 
 def write_yardstick(path: Path, yardstick: Mapping[str, Any]) -> None:
     """What the figures of ``continual.csv`` were measured with, as JSON."""
-    path.write_text(json.dumps(yardstick, indent=1) + "\n")
+    with written_whole(path) as partial:
+        partial.write_text(json.dumps(yardstick, indent=1) + "\n")
 
 
 def print_table(matrices: Collection[ContinualMatrix], title: str) -> None:

@@ -9,6 +9,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from cl_diffusion.callbacks.diagnostics.logged_pictures import log_picture
+from cl_diffusion.whole_files import written_whole
 
 
 def log_grid(trainer: Trainer, images: Tensor, labels: Tensor, path: Path, columns: int = 10) -> None:
@@ -22,7 +23,6 @@ def log_grid(trainer: Trainer, images: Tensor, labels: Tensor, path: Path, colum
         columns: images of a class at most.
     """
     grid = sample_grid(images, labels, columns)
-    path.parent.mkdir(parents=True, exist_ok=True)
     _write_png(grid, path, [int(label) for label in labels.unique()])
     log_picture(trainer, "samples", lambda: grid)
 
@@ -51,4 +51,5 @@ def _write_png(grid: Tensor, path: Path, classes: list[int]) -> None:
     about = PngInfo()
     about.add_text("rows", " ".join(map(str, classes)))
     pixels = (grid * 255 + 0.5).clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
-    Image.fromarray(pixels).save(path, pnginfo=about)
+    with written_whole(path) as partial:
+        Image.fromarray(pixels).save(partial, format="PNG", pnginfo=about)
